@@ -1,0 +1,63 @@
+# `make` alone lists the targets.
+PYTHON ?= python3
+PYTHON312 ?= python3.12
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo demo-lora test test-slow test-all test-floor lint type contracts check run tensorboard clean
+
+help: ## lists the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@touch $@
+
+install: $(INSTALLED) ## makes the environment in .venv and installs mulcot with its tools
+
+demo: $(INSTALLED) ## runs the whole chain on the embedded default and prints its table
+	$(BIN)/mulcot run --config demo.yaml
+
+demo-lora: $(INSTALLED) ## after demo: its trained models as frozen bases under LoRA, merged and asked
+	$(BIN)/mulcot run --config demo_lora.yaml
+
+test: $(INSTALLED) ## the default tests
+	$(BIN)/python -m pytest -n 2 --dist loadscope
+
+test-slow: $(INSTALLED) ## the slow tests: whole chains, two processes, the wheel
+	$(BIN)/python -m pytest -m slow
+
+test-all: test test-slow ## both
+
+test-floor: ## the default tests on the lower bounds of pyproject.toml with Python 3.12
+	$(PYTHON312) -m venv .venv-floor
+	.venv-floor/bin/python -m pip install --quiet --upgrade pip
+	.venv-floor/bin/python .ci/floors.py pyproject.toml > .venv-floor/floors.txt
+	.venv-floor/bin/python -m pip install --quiet -c .venv-floor/floors.txt -e '.[dev]'
+	.venv-floor/bin/python -m pytest -n 2 --dist loadscope
+
+lint: $(INSTALLED) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(INSTALLED) ## mypy
+	$(BIN)/mypy
+
+contracts: $(INSTALLED) ## import-linter: the arrows between the packages point one way
+	$(BIN)/lint-imports
+
+check: lint type contracts ## everything that runs no test
+
+run: $(INSTALLED) ## a chain of your choice: make run CONFIG=my_chain.yaml
+	$(BIN)/mulcot run --config $(CONFIG)
+
+tensorboard: $(INSTALLED) ## the losses of all runs
+	$(BIN)/tensorboard --logdir runs
+
+clean: ## removes the environment, caches and builds; runs stay
+	rm -rf $(VENV) .venv-floor dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
