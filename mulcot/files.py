@@ -1,0 +1,49 @@
+"""Files that are whole or absent: a reader never meets one that was only half written."""
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Write ``data`` to ``path`` so that a crash leaves the old file or the new one, nothing in between.
+
+    The bytes go to a temporary file in the same folder, are forced to disk and then renamed over ``path``.
+    A missing folder is created. An existing file keeps its permissions; a new one gets the usual ones.
+
+    Args:
+        path: The file to make or replace; where it is a symbolic link, the file it points to is replaced.
+        data: Text, written as UTF-8 with its line ends as they are, or bytes.
+
+    Raises:
+        OSError: The folder cannot be written to, or the disk is full; the temporary file is gone then.
+    """
+    content = data.encode("utf-8") if isinstance(data, str) else data
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    # O_EXCL with 0o666 lets the system apply the umask; asking for the umask would mean setting it for all threads.
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            if target.exists():
+                os.fchmod(file.fileno(), target.stat().st_mode & 0o777)
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force the rename itself to disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
