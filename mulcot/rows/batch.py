@@ -1,0 +1,158 @@
+"""From rows to padded tensors, and the batches that the data module hands to the stages."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mulcot.losses import TopK
+from mulcot.rows.encoder import EncodedHead, RowEncoder, TextRow
+from mulcot.types import Post, RationaleRecord, Task
+
+
+@dataclass(frozen=True, slots=True)
+class RowBatch:
+    """Rows of one task, padded to the longest."""
+
+    rows: tuple[TextRow, ...]
+    """The rows, in order."""
+    inputs: dict[str, Tensor]
+    """What the model takes: `input_ids`, `attention_mask` `[B, L]`, further per-token tensors, and vision tensors."""
+    positions: Tensor
+    """`[tokens]`: for every response token the index into `B * L` of the position that predicts it, row by row."""
+    targets: Tensor
+    """`[tokens]`: the response tokens."""
+    soft_labels: TopK | None = None
+    """The assistant's view of the response tokens, `[tokens, k]`, when a cache was given."""
+
+    def to(self, device: Any, **kwargs: Any) -> RowBatch:
+        """The same batch on another device."""
+        return replace(
+            self,
+            inputs={key: value.to(device, **kwargs) for key, value in self.inputs.items()},
+            positions=self.positions.to(device, **kwargs),
+            targets=self.targets.to(device, **kwargs),
+            soft_labels=None if self.soft_labels is None else self.soft_labels.to(device),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """One rank's share of one accumulation step."""
+
+    tasks: dict[Task, RowBatch]
+    """The rows of each task that has any; empty on a rank without posts."""
+    step_tokens: dict[Task, int]
+    """Response tokens of the whole optimizer step by task: over all micro-batches and ranks."""
+    post_ids: tuple[str, ...] = ()
+    """The posts in it."""
+
+    def to(self, device: Any, **kwargs: Any) -> MicroBatch:
+        """The same batch on another device."""
+        return replace(self, tasks={task: rows.to(device, **kwargs) for task, rows in self.tasks.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionBatch:
+    """Posts to be answered: their candidates for label scoring and, where wanted, their prompts for generation."""
+
+    posts: tuple[Post, ...]
+    """The posts, in order."""
+    candidates: RowBatch | None
+    """Every post with every label as classification answer, post by post, labels in the label set's order."""
+    prompts: RowBatch | None
+    """The reasoning prompts, padded on the left."""
+    references: tuple[RationaleRecord | None, ...] = field(default=())
+    """A teacher's rationale of each post where there is one."""
+    numbers: tuple[int, ...] = field(default=())
+    """Where each post stands in its split: batches are grouped by length, answers are kept in the split's order."""
+
+    def to(self, device: Any, **kwargs: Any) -> QuestionBatch:
+        """The same batch on another device."""
+        return replace(
+            self,
+            candidates=None if self.candidates is None else self.candidates.to(device, **kwargs),
+            prompts=None if self.prompts is None else self.prompts.to(device, **kwargs),
+        )
+
+
+class RowCollator:
+    """Pads rows into batches; a picture that several rows of a batch use is opened once.
+
+    Encoded pictures are kept up to a budget, the one used longest ago goes first: a small data set is then decoded
+    once instead of once an epoch. Each worker process keeps its own.
+
+    Args:
+        encoder: encodes pictures.
+        view: gives the assistant's view of a row's response tokens; None trains on hard labels alone.
+        picture_cache_mb: the budget in MiB; 0 keeps the pictures of the current batch alone.
+    """
+
+    def __init__(
+        self, encoder: RowEncoder, view: Callable[[TextRow], TopK] | None = None, picture_cache_mb: int = 0
+    ) -> None:
+        self.encoder = encoder
+        self.view = view
+        self._budget = picture_cache_mb * 2**20
+        self._heads: OrderedDict[tuple[str, str], EncodedHead] = OrderedDict()
+        self._bytes = 0
+
+    def trim_pictures(self) -> None:
+        """Drops what is over the budget; the caller does so after each batch."""
+        while self._heads and self._bytes > self._budget:
+            _, head = self._heads.popitem(last=False)
+            self._bytes -= head.nbytes
+
+    def batch(self, rows: Sequence[TextRow], side: Literal["left", "right"] = "right") -> RowBatch:
+        """Pads `rows` to one batch.
+
+        Args:
+            rows: at least one row.
+            side: where padding goes: `right` for training and scoring, `left` for generation.
+        """
+        heads = [self._head(row) for row in rows]
+        lengths = [len(head.per_token["input_ids"]) + row.length for head, row in zip(heads, rows, strict=True)]
+        width = max(lengths)
+        inputs = self._per_token(rows, heads, width, side)
+        for key in heads[0].vision:
+            inputs[key] = torch.cat([head.vision[key] for head in heads])
+        positions: list[int] = []
+        targets: list[int] = []
+        for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            start = index * width + (width if side == "left" else length) - len(row.response_ids)
+            positions.extend(range(start - 1, start - 1 + len(row.response_ids)))
+            targets.extend(row.response_ids)
+        view = None
+        if self.view is not None:
+            view = TopK.cat([self.view(row) for row in rows])
+        return RowBatch(tuple(rows), inputs, torch.tensor(positions), torch.tensor(targets), view)
+
+    def _head(self, row: TextRow) -> EncodedHead:
+        key = (row.post.id, row.head)
+        if key not in self._heads:
+            self._heads[key] = self.encoder.head(row)
+            self._bytes += self._heads[key].nbytes
+        self._heads.move_to_end(key)
+        return self._heads[key]
+
+    def _per_token(
+        self, rows: Sequence[TextRow], heads: Sequence[EncodedHead], width: int, side: str
+    ) -> dict[str, Tensor]:
+        """`input_ids`, `attention_mask` and the processor's further per-token tensors, `[B, width]`, padded."""
+        fill = dict.fromkeys(heads[0].per_token, 0) | {"input_ids": self.encoder.pad_id, "attention_mask": 0}
+        padded = {key: torch.full((len(rows), width), value) for key, value in fill.items()}
+        for index, (row, head) in enumerate(zip(rows, heads, strict=True)):
+            text = torch.tensor(row.tail_ids + row.response_ids)
+            first = len(head.per_token["input_ids"])
+            start = width - first - len(text) if side == "left" else 0
+            end = start + first + len(text)
+            for key, values in head.per_token.items():
+                padded[key][index, start : start + first] = values
+            padded["input_ids"][index, start + first : end] = text
+            padded["attention_mask"][index, start:end] = 1
+        return padded
