@@ -1,0 +1,7 @@
+"""The distillation-loss callback library, and the callbacks that every run has."""
+
+from mulcot.callbacks.best_epoch import BestEpoch
+from mulcot.callbacks.distillation import CrossEntropy, DistillationLoss, ForwardKL
+from mulcot.callbacks.progress import ProgressFile
+
+__all__ = ["BestEpoch", "CrossEntropy", "DistillationLoss", "ForwardKL", "ProgressFile"]
