@@ -1,0 +1,66 @@
+"""What the teacher stage asks of whoever writes rationales: an endpoint, a model, a recording, the demo oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from mulcot.prompts import RenderedPrompt
+from mulcot.types import Post
+
+TeacherUse = Literal["predict", "explain"]
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherRequest:
+    """One question to a teacher."""
+
+    post: Post
+    """The post, for its picture and its id; what the teacher is told of it in words is in `prompt`."""
+    prompt: RenderedPrompt
+    """The text of the question."""
+    use: TeacherUse
+    """`predict`: find the label and say why. `explain`: say why the label is `label`."""
+    label: str | None = None
+    """The label to be explained; None for `predict`."""
+    attempt: int = 0
+    """0 for the first time that this is asked, 1 for the first re-ask of a reply that was refused, ..."""
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherReply:
+    """What a teacher wrote, unchanged, and what it cost."""
+
+    text: str
+    """The whole reply."""
+    prompt_tokens: int = 0
+    """Tokens read; 0 where the teacher does not count."""
+    completion_tokens: int = 0
+    """Tokens written; 0 where the teacher does not count."""
+
+
+class TeacherSilentError(RuntimeError):
+    """The teacher has no reply to this request and asking again would not change that; the message says why."""
+
+
+class Teacher(Protocol):
+    """Whoever writes rationales. The stage owns the dialogue; a teacher answers one request at a time."""
+
+    @property
+    def name(self) -> str:
+        """The model's name, as it is written into every rationale record."""
+        ...
+
+    @property
+    def parameters(self) -> Mapping[str, str | int | float]:
+        """Everything beside the request that a reply depends on (sampling, seed, ...); part of the content key."""
+        ...
+
+    async def complete(self, request: TeacherRequest) -> TeacherReply:
+        """Answers one request.
+
+        Raises:
+            TeacherSilentError: there is no answer to this request, now or later.
+        """
+        ...

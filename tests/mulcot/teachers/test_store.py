@@ -1,0 +1,198 @@
+"""The label store: what it keeps, what it gives back, and who may hold it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mulcot.prompts import RenderedPrompt, Segment
+from mulcot.teachers.base import TeacherReply, TeacherRequest, TeacherSilentError
+from mulcot.teachers.store import LabelStore, content_key
+from mulcot.types import InputError, Post, Rationale
+
+RATIONALE = Rationale("t", "i", "none — é", "so", "positive")
+REPLY = TeacherReply("ünchanged\r\n\x00 reply", 11, 7)
+
+
+class Named:
+    def __init__(self, name: str = "big", **parameters: str | float) -> None:
+        self.name = name
+        self.parameters: Mapping[str, str | int | float] = parameters
+
+    async def complete(self, request: TeacherRequest) -> TeacherReply:
+        raise NotImplementedError
+
+
+class ById(Named):
+    answers_by_id = True
+
+
+POST = Post("1", "text", Path("a.jpg"), "aspect", "positive")
+REQUEST = TeacherRequest(POST, RenderedPrompt((Segment("prompt", False),)), "explain", "positive")
+
+
+def test_reply_comes_back_unchanged_after_reopening(tmp_path: Path) -> None:
+    with LabelStore(tmp_path / "new" / "labels.sqlite") as store:
+        assert store.reply("k", 0) is None
+        store.begin("k", 0, "predict", None)
+        assert store.reply("k", 0) is None
+        store.record_reply("k", 0, REPLY)
+    with LabelStore(tmp_path / "new" / "labels.sqlite") as store:
+        assert store.reply("k", 0) == REPLY
+        assert store.reply("k", 1) is None
+        assert store.reply("other", 0) is None
+
+
+def test_attempt_is_on_disk_before_anything_else(tmp_path: Path) -> None:
+    path = tmp_path / "labels.sqlite"
+    with LabelStore(path) as store:
+        store.begin("k", 2, "explain", "neutral")
+        rows = sqlite3.connect(path).execute("SELECT key, attempt, use, label, sent, reply, outcome FROM attempts")
+        assert rows.fetchall() == [("k", 2, "explain", "neutral", 1, None, None)]
+        store.begin("k", 2, "explain", "neutral")
+        assert sqlite3.connect(path).execute("SELECT sent FROM attempts").fetchall() == [(2,)]
+
+
+def test_attempts_and_replies_are_forced_to_disk(tmp_path: Path) -> None:
+    full = (2,)
+    with LabelStore(tmp_path / "labels.sqlite") as store:
+        assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert store._db.execute("PRAGMA synchronous").fetchone() == full
+        store.begin("k", 0, "predict", None)
+        store.accept("k", 0, RATIONALE)
+        assert store._db.execute("PRAGMA synchronous").fetchone() == full
+        with pytest.raises(LookupError):
+            store.refuse("k", 1, "never begun")
+        assert store._db.execute("PRAGMA synchronous").fetchone() == full
+
+
+def test_silence_is_remembered(tmp_path: Path) -> None:
+    with LabelStore(tmp_path / "labels.sqlite") as store:
+        store.begin("k", 0, "predict", None)
+        store.record_silence("k", 0, "content filter")
+        with pytest.raises(TeacherSilentError, match=r"^content filter$"):
+            store.reply("k", 0)
+
+
+def test_judgements(tmp_path: Path) -> None:
+    path = tmp_path / "labels.sqlite"
+    with LabelStore(path) as store:
+        for attempt in (0, 1):
+            store.begin("k", attempt, "predict", None)
+            store.record_reply("k", attempt, REPLY)
+        store.refuse("k", 0, "no Prediction")
+        assert store.accepted("k") is None
+        store.accept("k", 1, RATIONALE)
+        assert store.accepted("k") == RATIONALE
+        outcomes = store._db.execute("SELECT outcome, reason FROM attempts ORDER BY attempt").fetchall()
+        assert outcomes == [("refused", "no Prediction"), ("accepted", None)]
+        store.refuse("k", 1, "a stricter parser")
+        assert store.accepted("k") is None
+        assert store.reply("k", 1) == REPLY, "a refused reply is kept"
+
+
+def test_a_repeated_judgement_writes_nothing(tmp_path: Path) -> None:
+    with LabelStore(tmp_path / "labels.sqlite") as store:
+        store.begin("k", 0, "predict", None)
+        store.accept("k", 0, RATIONALE)
+        before = store._db.total_changes
+        store.accept("k", 0, RATIONALE)
+        assert store._db.total_changes == before
+        store.accept("k", 0, replace(RATIONALE, text_analysis="parsed better"))
+        assert store.accepted("k") == replace(RATIONALE, text_analysis="parsed better")
+
+
+def test_an_attempt_that_was_never_begun_cannot_be_answered(tmp_path: Path) -> None:
+    with LabelStore(tmp_path / "labels.sqlite") as store:
+        with pytest.raises(LookupError, match="never begun"):
+            store.record_reply("k", 0, REPLY)
+        with pytest.raises(LookupError, match="never begun"):
+            store.accept("k", 0, RATIONALE)
+        assert store.accepted("k") is None
+
+
+def test_key_depends_on_everything_that_a_reply_depends_on() -> None:
+    def key(
+        teacher: Named | None = None, request: TeacherRequest = REQUEST, prompt: str = "p", image: str = "i"
+    ) -> str:
+        return content_key(teacher or Named(seed=1), request, prompt, image)
+
+    keys = [
+        key(),
+        key(Named("bigger", seed=1)),
+        key(Named(seed=2)),
+        key(Named(seed=1, temperature=0.7)),
+        key(prompt="q"),
+        key(image="j"),
+        key(request=replace(REQUEST, prompt=RenderedPrompt((Segment("other", False),)))),
+        key(request=replace(REQUEST, post=replace(POST, text="other"))),
+        key(request=replace(REQUEST, post=replace(POST, aspect="other"))),
+        key(request=replace(REQUEST, post=replace(POST, aspect=None))),
+        key(request=replace(REQUEST, label="neutral")),
+        key(request=replace(REQUEST, use="predict", label=None)),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert all(len(name) == 64 for name in keys)
+
+
+def test_key_leaves_out_what_a_reply_does_not_depend_on() -> None:
+    other = replace(POST, id="2", label="negative", image=Path("elsewhere.jpg"))
+    requests = [REQUEST, replace(REQUEST, post=other), replace(REQUEST, attempt=3)]
+    assert len({content_key(Named(seed=1, top_p=0.9), request, "p", "i") for request in requests}) == 1
+    assert content_key(Named(a=1, b=2), REQUEST, "p", "i") == content_key(Named(b=2, a=1), REQUEST, "p", "i")
+
+
+def test_key_holds_the_id_for_a_teacher_that_answers_by_id() -> None:
+    other = replace(REQUEST, post=replace(POST, id="2"))
+    assert content_key(ById(), REQUEST, "p", "i") != content_key(ById(), other, "p", "i")
+
+
+def test_second_holder_is_told_who_holds_it(tmp_path: Path) -> None:
+    path = tmp_path / "labels.sqlite"
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom mulcot.teachers.store import LabelStore\n"
+        "store = LabelStore(Path(sys.argv[1]))\nprint('held', flush=True)\nsys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(InputError) as refused:
+            LabelStore(path)
+        message = str(refused.value)
+        assert f"{path}: the label store is in use by process {holder.pid} on {socket.gethostname()}" in message
+        assert "\n" not in message
+        os.kill(holder.pid, signal.SIGKILL)
+    LabelStore(path).close()
+
+
+def test_lock_is_given_back_on_close_and_on_failure(tmp_path: Path) -> None:
+    path = tmp_path / "labels.sqlite"
+    store = LabelStore(path)
+    with pytest.raises(InputError, match=f"process {os.getpid()} on "):
+        LabelStore(path)
+    store.close()
+    store.close()
+    path.write_text("this is no data base, " * 100)
+    for _ in range(2):
+        with pytest.raises(InputError, match="no usable label store"):
+            LabelStore(path)
+
+
+def test_another_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "labels.sqlite"
+    LabelStore(path).close()
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version=99")
+    db.close()
+    with pytest.raises(InputError, match=r"labels\.sqlite: the label store has version 99"):
+        LabelStore(path)
