@@ -1,0 +1,167 @@
+"""Which column of a table holds which field of a post, and what the values in it mean; for tables of every kind."""
+
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from data_modules.readers.base import PostChecks, as_digits, filled
+from data_modules.readers.row_log import Row, RowError, shown
+from data_modules.readers.table_files import Values
+from mulcot.types import InputError, Post, Split, StoredPicture
+
+FIELDS: Final = ("id", "text", "image", "aspect", "label")
+PICTURE_SUFFIXES: Final = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""By which a file name looks like one of a picture."""
+
+
+class PostColumns:
+    """What holds for all tables of a reader.
+
+    Args:
+        columns: The user's names of columns, by field; None for a field that is not to be read.
+        labels: The labels that posts may have.
+        label_names: What the table's spellings or codes stand for; None or none when it has the labels themselves.
+        aspect_in_text: Whether the text must hold the aspect.
+        check_images: Whether every picture must exist.
+        defaults: The fields that the reader knows, and the column of each where the user names none.
+        needed: The fields whose column must be there even so.
+        named_by_picture: Whether a post without an id is called by its picture unless the user says where ids are.
+
+    Raises:
+        InputError: An argument is wrong.
+    """
+
+    def __init__(
+        self,
+        columns: Mapping[str, str | None] | None,
+        labels: Sequence[str],
+        label_names: Mapping[str, str] | None,
+        aspect_in_text: bool,
+        check_images: bool,
+        defaults: Mapping[str, str],
+        needed: Collection[str],
+        named_by_picture: bool = False,
+    ) -> None:
+        """Check the arguments."""
+        given = dict(columns or {})
+        _check_fields(given, defaults)
+        self.names = {field: name for field, name in {**defaults, **given}.items() if name is not None}
+        """The column of every field that is read."""
+        self.needed = ({*needed} | {*given}) & {*self.names}
+        """The fields whose column must be there."""
+        self.labels = tuple(labels)
+        self.label_names = _label_names(label_names, self.labels) if label_names else None
+        self.aspect_in_text = aspect_in_text
+        self.check_images = check_images
+        self.named_by_picture = named_by_picture and "id" not in given
+
+
+class PostReading:
+    """One pass over the tables of a reader. Where rows have no id at all, a post is called by its split and row.
+
+    Args:
+        columns: What holds for all of them.
+        split: The split whose posts are asked for.
+        image_root: The folder that their pictures are relative to.
+
+    Raises:
+        InputError: See `PostChecks`.
+    """
+
+    def __init__(self, columns: PostColumns, split: Split, image_root: Path) -> None:
+        """No id was met yet."""
+        self.columns = columns
+        self.split = split
+        self.root = image_root
+        names = {field: name for field, name in columns.names.items() if field in FIELDS}
+        self.checks = PostChecks(columns.labels, image_root, columns.check_images, columns.aspect_in_text, names)
+
+    def post(self, row: Row, values: Values | RowError) -> Post:
+        """A row's post.
+
+        Raises:
+            RowError: The row is wrong.
+        """
+        if isinstance(values, RowError):
+            raise values
+        image = self._image(row, values.get("image"))
+        id_ = values.get("id")
+        if id_ is None and self.columns.named_by_picture:
+            id_ = f"{self.split}/{PurePosixPath(str(image))}"
+        elif "id" not in values:
+            id_ = f"{self.split}-{row.number}"
+        return self.checks.post(
+            row,
+            id=id_,
+            text=values.get("text"),
+            image=image,
+            aspect=values.get("aspect"),
+            label=self._label(row, values.get("label")),
+        )
+
+    def _image(self, row: Row, value: object) -> str | StoredPicture:
+        """A row's picture: one that was found already, or the path of the only one."""
+        column = self.columns.names["image"]
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
+        if isinstance(value, list):
+            raise _pictures(row, column, len(value))
+        if not isinstance(value, str) and isinstance(value, StoredPicture):
+            return value
+        name = filled(row, column, value)
+        parts = [part.strip(" \t\r\"'[]") for part in re.split(r"[;|,\n]", name)]
+        alike = len(parts) > 1 and all(part.lower().endswith(PICTURE_SUFFIXES) for part in parts)
+        if alike and not os.path.isfile(os.path.join(self.root, name)):
+            raise _pictures(row, column, len(parts))
+        return name
+
+    def _label(self, row: Row, value: object) -> object:
+        """The label that a spelling or code of the table stands for; whole numbers count as their digits."""
+        if value is None or isinstance(value, bool):
+            return value
+        names, column = self.columns.label_names, self.columns.names["label"]
+        if isinstance(value, float):
+            right = f"write {value:.0f}" if value.is_integer() else "write a whole number or a text"
+            raise row.error(column, f"{value} is a decimal number", right)
+        code = as_digits(value)
+        if names is None:
+            if isinstance(value, int) and code not in self.columns.labels:
+                remedy = f"say what such codes stand for (label_names: {{{code!r}: {self.columns.labels[0]}, ...}})"
+                raise row.error(column, f"{value} is a number", remedy)
+            return code
+        code = filled(row, column, code)
+        if code not in names:
+            choices = ", ".join(f"{name!r} ({label})" for name, label in names.items())
+            problem = f"{shown(code)} is not in label_names"
+            raise row.error(column, problem, f"use one of {choices}, or name it in `label_names`")
+        return names[code]
+
+
+def id_of(values: Values | RowError) -> object:
+    """The id in a row, for `PostChecks.note_id`; None where it has none or cannot be read."""
+    return None if isinstance(values, RowError) else values.get("id")
+
+
+def _pictures(row: Row, column: str, count: int) -> RowError:
+    remedy = "a post has one: split it into several posts or name the one that counts"
+    return row.error(column, f"{count} pictures", remedy)
+
+
+def _check_fields(given: Mapping[str, str | None], defaults: Mapping[str, str]) -> None:
+    for field, column in given.items():
+        if field not in defaults:
+            raise InputError(f"columns: there is no field {field!r}; the fields are {', '.join(defaults)}")
+        if column is None and field not in ("id", "aspect", "label"):
+            raise InputError(f"columns: {field} cannot be null; name the column that holds it")
+        if column is not None and not (isinstance(column, str) and column):
+            raise InputError(f"columns: {field}: {column!r} is no name of a column; give it as a text")
+
+
+def _label_names(names: Mapping[str, str], labels: Sequence[str]) -> dict[str, str]:
+    """The user's names of labels, whose keys YAML may have made numbers."""
+    for name, label in names.items():
+        if label not in labels:
+            raise InputError(f"label_names: {name!r} stands for {label!r}, which is no label; use {', '.join(labels)}")
+    return {str(name): label for name, label in names.items()}
