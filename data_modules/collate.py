@@ -1,0 +1,244 @@
+"""Data sets whose items are whole batches: a plan or a slice of posts in, padded tensors out of the worker."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from data_modules.batching import EpochCosts, PlannedMicroBatch
+from data_modules.encoded import EncodedPosts, Ragged
+from mulcot.rows import MicroBatch, QuestionBatch, RowBatch, RowCollator, TextRow
+from mulcot.types import InputError, Post, RationaleRecord, Task, prediction_json
+
+
+class TrainingPosts:
+    """Encoded posts with the responses that are to be learnt.
+
+    Args:
+        encoded: the posts; its tasks are those that are trained.
+        gold: the gold label of each post as its number in the encoder's label set, `[posts]`; used for
+            `classification`.
+        rationales: response ids of all rationales, post by post.
+        first: where each post's rationales begin in `rationales`, and where the last one's end, `[posts + 1]`.
+    """
+
+    def __init__(
+        self, encoded: EncodedPosts, gold: NDArray[np.int64], rationales: Ragged, first: NDArray[np.int64]
+    ) -> None:
+        self.encoded = encoded
+        self.gold = gold
+        self.rationales = rationales
+        self.first = first
+        self.answers = Ragged.of(encoded.encoder.response_ids(prediction_json(name)) for name in encoded.encoder.labels)
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    @property
+    def tasks(self) -> Sequence[Task]:
+        """The tasks that are trained."""
+        return tuple(self.encoded.tails)
+
+    @cached_property
+    def rationales_of(self) -> NDArray[np.int64]:
+        """How many rationales each post has, `[posts]`."""
+        return np.diff(self.first)
+
+    def responses(self, index: int, task: Task) -> range:
+        """The numbers of a post's responses: in `rationales`, or in `answers` for the classification."""
+        if task == "reasoning":
+            return range(int(self.first[index]), int(self.first[index + 1]))
+        return range(int(self.gold[index]), int(self.gold[index]) + 1)
+
+    def row(self, post: Post, index: int, task: Task, response: int) -> TextRow:
+        """A post with one of its responses."""
+        ids = self.rationales if task == "reasoning" else self.answers
+        return self.encoded.row(post, index, task, ids[response])
+
+
+class TrainingSet(Dataset[MicroBatch]):
+    """Planned micro-batches of training posts.
+
+    Args:
+        posts: the posts and their responses.
+        collator: pads rows.
+        rationales_per_post: at most so many of a post's rationales in one epoch, drawn by seed and epoch.
+        max_tokens: tokens of a micro-batch, padding included, that must not be exceeded; None for no limit.
+        parts: micro-batches of an optimizer step, for the message when there are too few.
+        seed: decides which rationales are drawn.
+    """
+
+    def __init__(
+        self,
+        posts: TrainingPosts,
+        collator: RowCollator,
+        rationales_per_post: int,
+        max_tokens: int | None,
+        parts: int,
+        seed: int,
+    ) -> None:
+        self.posts = posts
+        self.collator = collator
+        self.rationales_per_post = rationales_per_post
+        self.max_tokens = max_tokens
+        self.parts = parts
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.posts)
+
+    def drawn(self, post_id: str, index: int, task: Task, epoch: int) -> Sequence[int]:
+        """The responses with which a post takes part in an epoch: by (seed, epoch, post id) alone."""
+        responses = self.posts.responses(index, task)
+        if task == "classification" or len(responses) <= self.rationales_per_post:
+            return responses
+        draw = random.Random(f"{self.seed}/{epoch}/{post_id}")
+        return draw.sample(responses, self.rationales_per_post)
+
+    def costs(self, epoch: int) -> EpochCosts:
+        """What every post costs in an epoch; a picture's tokens count where the pictures' sizes are known."""
+        posts = self.posts
+        tokens = np.zeros(len(posts), dtype=np.int64)
+        response_tokens: dict[Task, NDArray[np.int64]] = {}
+        for task in posts.tasks:
+            if task == "reasoning":
+                rows, responses = self._rationale_costs(epoch)
+            else:
+                rows, responses = np.ones(len(posts), dtype=np.int64), posts.answers.lengths[posts.gold]
+            tokens += rows * posts.encoded.lengths(task) + responses
+            response_tokens[task] = responses
+        return EpochCosts(tokens, response_tokens)
+
+    def _rationale_costs(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rationales and their tokens of every post in an epoch."""
+        posts = self.posts
+        counts = np.minimum(posts.rationales_of, self.rationales_per_post)
+        ends = posts.rationales.offsets[posts.first]
+        tokens = np.diff(ends)
+        lengths = posts.rationales.lengths
+        for index in np.flatnonzero(posts.rationales_of > self.rationales_per_post).tolist():
+            drawn = self.drawn(posts.encoded[index].id, index, "reasoning", epoch)
+            tokens[index] = lengths[list(drawn)].sum()
+        return counts, tokens
+
+    def __getitem__(self, plan: PlannedMicroBatch) -> MicroBatch:
+        rows: dict[Task, list[TextRow]] = {}
+        posts = [self.posts.encoded[index] for index in plan.posts]
+        for post, index in zip(posts, plan.posts, strict=True):
+            for task in self.posts.tasks:
+                for response in self.drawn(post.id, index, task, plan.epoch):
+                    rows.setdefault(task, []).append(self.posts.row(post, index, task, response))
+        tasks = {task: self.collator.batch(given) for task, given in rows.items()}
+        self.collator.trim_pictures()
+        self._check_size(tasks)
+        return MicroBatch(tasks, dict(plan.step_tokens), tuple(post.id for post in posts))
+
+    def _check_size(self, tasks: Mapping[Task, RowBatch]) -> None:
+        tokens = sum(rows.inputs["input_ids"].numel() for rows in tasks.values())
+        if self.max_tokens is not None and tokens > self.max_tokens:
+            fits = -(-tokens * self.parts // self.max_tokens)
+            raise InputError(
+                f"a micro-batch holds {tokens} tokens, more than data.init_args.max_tokens={self.max_tokens}: raise "
+                f"trainer.accumulate_grad_batches so that world size x accumulation is {fits} or more (now "
+                f"{self.parts})"
+            )
+
+
+class QuestionSet(Dataset[QuestionBatch]):
+    """Slices of posts as questions: candidates for label scoring, prompts for generation.
+
+    Args:
+        slices: the numbers of the posts of each batch.
+        encoded: the posts, encoded for `tasks`.
+        collator: pads rows.
+        tasks: `classification` for the candidates, `reasoning` for the prompts.
+        references: teacher rationales by post id.
+    """
+
+    def __init__(
+        self,
+        slices: Sequence[Sequence[int]],
+        encoded: EncodedPosts,
+        collator: RowCollator,
+        tasks: Sequence[Task],
+        references: Mapping[str, RationaleRecord],
+    ) -> None:
+        self.slices = slices
+        self.encoded = encoded
+        self.collator = collator
+        self.tasks = tasks
+        self.references = references
+        encoder = encoded.encoder
+        self.answers = [encoder.response_ids(prediction_json(label)) for label in encoder.labels]
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitem__(self, index: int) -> QuestionBatch:
+        numbers = self.slices[index]
+        posts = [self.encoded[number] for number in numbers]
+        asked = list(zip(posts, numbers, strict=True))
+        candidates = prompts = None
+        if "classification" in self.tasks:
+            candidates = self.collator.batch(
+                [self.encoded.row(*each, "classification", answer) for each in asked for answer in self.answers]
+            )
+        if "reasoning" in self.tasks:
+            prompts = self.collator.batch([self.encoded.row(*each, "reasoning") for each in asked], side="left")
+        self.collator.trim_pictures()
+        references = tuple(self.references.get(post.id) for post in posts)
+        return QuestionBatch(tuple(posts), candidates, prompts, references, tuple(numbers))
+
+
+class ResponseSet(Dataset[RowBatch]):
+    """Slices of rows with their responses, for a forward pass over what a student will learn.
+
+    Args:
+        slices: the rows of each batch, each of one task, as (post, response).
+        tasks: the task of each batch.
+        posts: the posts and their responses.
+        collator: pads rows.
+    """
+
+    def __init__(
+        self,
+        slices: Sequence[Sequence[tuple[int, int]]],
+        tasks: Sequence[Task],
+        posts: TrainingPosts,
+        collator: RowCollator,
+    ) -> None:
+        self.slices = slices
+        self.tasks = tasks
+        self.posts = posts
+        self.collator = collator
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitem__(self, index: int) -> RowBatch:
+        rows = [
+            self.posts.row(self.posts.encoded[post], post, self.tasks[index], response)
+            for post, response in self.slices[index]
+        ]
+        batch = self.collator.batch(rows)
+        self.collator.trim_pictures()
+        return batch
+
+
+class PostSet(Dataset[list[Post]]):
+    """Slices of posts as they are, for the teacher."""
+
+    def __init__(self, slices: Sequence[Sequence[int]], posts: Sequence[Post]) -> None:
+        self.slices = slices
+        self.posts = posts
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitem__(self, index: int) -> list[Post]:
+        return [self.posts[number] for number in self.slices[index]]

@@ -1,0 +1,148 @@
+"""Posts as token ids: computed once, kept in flat arrays or mapped from the files that a conversion made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mulcot.rows import RowEncoder, TextRow
+from mulcot.types import TASKS, Post, Task
+
+Ids = Sequence[int]
+
+
+def encoder_key(encoder: RowEncoder) -> str:
+    """A name for what token ids depend on beside the posts: equal keys mean equal tokens."""
+    return hashlib.sha256(json.dumps(encoder.fingerprint(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Ragged:
+    """Sequences of token ids of different lengths, one after another in one array.
+
+    Args:
+        values: All ids, `[sum of lengths]`, int32.
+        offsets: Where each sequence begins, and where the last one ends, `[sequences + 1]`, int64.
+    """
+
+    def __init__(self, values: NDArray[np.int32], offsets: NDArray[np.int64]) -> None:
+        self.values = values
+        self.offsets = offsets
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> tuple[int, ...]:
+        return tuple(self.values[self.offsets[index] : self.offsets[index + 1]].tolist())
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """The length of every sequence, `[sequences]`."""
+        return np.diff(self.offsets)
+
+    def first(self, count: int | None) -> Ragged:
+        """The first so many sequences; None for all."""
+        return self if count is None else Ragged(self.values, self.offsets[: count + 1])
+
+    @classmethod
+    def of(cls, sequences: Iterable[Ids]) -> Ragged:
+        """Sequences put one after another."""
+        parts = [np.asarray(sequence, dtype=np.int32) for sequence in sequences]
+        offsets = np.zeros(len(parts) + 1, dtype=np.int64)
+        np.cumsum([len(part) for part in parts], out=offsets[1:])
+        return cls(np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32), offsets)
+
+
+class EncodedPosts(Sequence[Post]):
+    """Posts with the token ids of everything between picture and response.
+
+    Args:
+        posts: The posts.
+        encoder: Made the ids.
+        tails: For each task the prefix behind the picture, post by post.
+        head_tokens: Tokens of every post's picture and the text before it, `[posts]`; None where the pictures' sizes
+            are not known. They differ between posts only as far as the pictures' sizes do.
+    """
+
+    def __init__(
+        self,
+        posts: Sequence[Post],
+        encoder: RowEncoder,
+        tails: Mapping[Task, Ragged],
+        head_tokens: NDArray[np.int32] | None = None,
+    ) -> None:
+        self.posts = posts
+        self.encoder = encoder
+        self.tails = tails
+        self.head_tokens = head_tokens
+
+    @classmethod
+    def encode(cls, posts: Sequence[Post], encoder: RowEncoder, tasks: Sequence[Task]) -> EncodedPosts:
+        """Tokenises the posts; pictures are not opened."""
+        return cls(posts, encoder, {task: Ragged.of(encoder.tail(post, task) for post in posts) for task in tasks})
+
+    @classmethod
+    def open(cls, posts: Sequence[Post], encoder: RowEncoder, folder: Path, tasks: Sequence[Task]) -> EncodedPosts:
+        """Maps what `write_encoded` wrote."""
+        tails = {}
+        for task in tasks:
+            values = np.load(folder / f"{task}.ids.npy", mmap_mode="r")
+            tails[task] = Ragged(values, np.load(folder / f"{task}.offsets.npy", mmap_mode="r")).first(len(posts))
+        return cls(posts, encoder, tails, np.load(folder / "head_tokens.npy", mmap_mode="r")[: len(posts)])
+
+    def __len__(self) -> int:
+        return len(self.posts)
+
+    def __getitem__(self, index: int) -> Post:  # type: ignore[override]
+        return self.posts[index]
+
+    def row(self, post: Post, index: int, task: Task, response_ids: tuple[int, ...] = ()) -> TextRow:
+        """The row of the post at `index`, which is given so that its rows share one."""
+        return TextRow(post, task, self.encoder.head_text(post.setting, task), self.tails[task][index], response_ids)
+
+    def lengths(self, task: Task) -> NDArray[np.int64]:
+        """Tokens of every post's prefix, `[posts]`: those of its picture are counted where its size is known."""
+        tails = self.tails[task].lengths
+        return tails if self.head_tokens is None else tails + self.head_tokens
+
+
+def write_encoded(folder: Path, shards: Sequence[Path]) -> None:
+    """Puts the shards that `write_shard` wrote together as files that can be mapped into memory.
+
+    Args:
+        folder: Where the files go; it exists.
+        shards: Shards in order.
+    """
+    for task in TASKS:
+        lengths = np.concatenate([np.diff(_load(shard, f"{task}.offsets")) for shard in shards])
+        offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        np.save(folder / f"{task}.offsets.npy", offsets)
+        total = int(offsets[-1])
+        values = np.lib.format.open_memmap(folder / f"{task}.ids.npy", mode="w+", dtype=np.int32, shape=(total,))
+        start = 0
+        for part in (_load(shard, f"{task}.ids") for shard in shards):
+            values[start : start + len(part)] = part
+            start += len(part)
+        values.flush()
+    np.save(folder / "head_tokens.npy", np.concatenate([_load(shard, "head_tokens") for shard in shards]))
+
+
+def _load(shard: Path, name: str) -> NDArray[np.int64]:
+    with np.load(shard, allow_pickle=False) as arrays:
+        return arrays[name]
+
+
+def write_shard(path: Path, encoded: EncodedPosts) -> None:
+    """Writes the tokens of some posts, for `write_encoded` to put together."""
+    arrays: dict[str, Any] = {}
+    for task in TASKS:
+        arrays |= {f"{task}.ids": encoded.tails[task].values, f"{task}.offsets": encoded.tails[task].offsets}
+    assert encoded.head_tokens is not None
+    with path.open("wb") as file:
+        np.savez(file, head_tokens=encoded.head_tokens, **arrays)

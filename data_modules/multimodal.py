@@ -1,0 +1,368 @@
+"""The shared data module: posts of any reader, with rationales and soft labels where they are given."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol, TypeVar, cast
+
+import numpy as np
+from lightning import LightningDataModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.data import DataLoader, Dataset
+
+from data_modules.batching import StepSampler, token_batches
+from data_modules.collate import PostSet, QuestionSet, ResponseSet, TrainingPosts, TrainingSet
+from data_modules.encoded import EncodedPosts, Ragged, encoder_key
+from data_modules.packing import BatchLoader, PackedBatches
+from data_modules.post_table import PostTable, has_aspects, ids_of, label_counts, label_numbers
+from data_modules.rationales import PostsById, iterate_rationales, read_rationales
+from data_modules.readers import Converted, Reader
+from data_modules.readers.row_log import OnBadRow, RowLog
+from mulcot.rows import RowCollator, RowEncoder, TextRow
+from mulcot.soft_labels import SoftLabelCache
+from mulcot.types import (
+    SPLITS,
+    InputError,
+    MissingInputError,
+    Post,
+    Rationale,
+    RationaleRecord,
+    Split,
+    Task,
+)
+
+_LOG = logging.getLogger(__name__)
+MANY_POSTS: Final = 100_000
+"""Above this many, reading and tokenising at every start takes longer than converting once."""
+
+PredictKind = Literal["posts", "questions", "responses"]
+Item = TypeVar("Item")
+
+
+class RowUser(Protocol):
+    """What the data module asks of the stage that it feeds."""
+
+    encoder: RowEncoder
+    """Encodes posts for the stage's model."""
+    pretrained: str
+    """The stage's model, for messages."""
+    tasks: Sequence[Task]
+    """The tasks that are trained or asked."""
+    predict_kind: PredictKind
+    """What `predict` wants: plain posts, prompts to answer, or the responses to be learnt."""
+    soft_label_fingerprint: dict[str, str] | None
+    """What a soft-label cache must have been built with; None when any will do."""
+
+
+class MultimodalDataModule(LightningDataModule):
+    """Posts for every stage.
+
+    Args:
+        posts: reads the posts of each split.
+        rationales: rationale files of the training split, of teacher and assistant alike.
+        references: rationale files of the validation and test splits; metrics compare with them, training never does.
+        soft_labels: a soft-label cache made by `mulcot predict --config soft_labels.yaml`; null trains on hard labels.
+        posts_per_step: posts of an optimizer step, over all ranks and accumulated micro-batches.
+        length_pool: so many optimizer steps' posts are sorted by length together, so that those of a step are of about
+            the same length and little is padded; 1 does not sort.
+        rationales_per_post: at most so many of a post's rationales in one epoch.
+        eval_batch_size: posts of a batch in evaluation and prediction at most.
+        eval_max_tokens: tokens of such a batch at most, padding and the answers of all labels included; null for no
+            limit. With hundreds of labels this is what keeps a batch in memory.
+        max_tokens: limit of a micro-batch in tokens, padding included; null for none.
+        limit: takes only the first so many posts of each split, for trying things out.
+        num_workers: worker processes that decode pictures.
+        picture_cache_mb: encoded training pictures kept in memory, in MiB for each worker process.
+        on_bad_row: `error` stops at the first wrong row; `skip` leaves wrong rows out, lists them in `bad_rows.jsonl`
+            of the stage and says at the end how many there were. To find pictures that are broken it decodes all of
+            them before the first step, unless the data were converted.
+        other_prompts: takes rationales that answer other prompts than those of this version of mulcot.
+        seed: decides the order of posts and the draw of rationales.
+    """
+
+    predict_splits: tuple[Split, ...] = SPLITS
+
+    def __init__(
+        self,
+        posts: Reader,
+        rationales: list[Path] | None = None,
+        references: list[Path] | None = None,
+        soft_labels: Path | None = None,
+        posts_per_step: int = 16,
+        length_pool: int = 16,
+        rationales_per_post: int = 2,
+        eval_batch_size: int = 32,
+        eval_max_tokens: int | None = 65_536,
+        max_tokens: int | None = None,
+        limit: int | None = None,
+        num_workers: int = 0,
+        picture_cache_mb: int = 0,
+        on_bad_row: OnBadRow = "error",
+        other_prompts: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        least_one = {"posts_per_step": posts_per_step, "length_pool": length_pool, "eval_batch_size": eval_batch_size}
+        for name, value in least_one.items():
+            if value < 1:
+                raise InputError(f"data.init_args.{name} is {value}; it must be 1 or more")
+        self.reader = posts
+        self.rationale_files = rationales or []
+        self.reference_files = references or []
+        self.soft_label_folder = soft_labels
+        self.posts_per_step = posts_per_step
+        self.length_pool = length_pool
+        self.rationales_per_post = rationales_per_post
+        self.eval_batch_size = eval_batch_size
+        self.eval_max_tokens = eval_max_tokens
+        self.max_tokens = max_tokens
+        self.limit = limit
+        self.num_workers = num_workers
+        self.picture_cache_mb = picture_cache_mb
+        self.other_prompts = other_prompts
+        self.seed = seed
+        self.log_of_rows = RowLog(on_bad_row, decode=on_bad_row == "skip")
+        """What was left out so far."""
+        self._posts: dict[Split, Sequence[Post]] = {}
+        self._encoded: dict[tuple[Split, tuple[Task, ...]], EncodedPosts] = {}
+        self._training: TrainingPosts | None = None
+
+    def posts(self, split: Split) -> Sequence[Post]:
+        """The posts of a split, read once."""
+        if split not in self._posts:
+            started = time.perf_counter()
+            posts = self.reader.read(split, self.log_of_rows)
+            if len(posts) > MANY_POSTS and not isinstance(posts, PostTable):
+                _tell(
+                    f"{split}: reading {len(posts)} posts of {type(self.reader).__name__} took "
+                    f"{time.perf_counter() - started:.0f} s and keeps them in memory, at every start; `mulcot data "
+                    "convert` does it once, after which a run starts at once and takes next to no memory for them"
+                )
+            self._posts[split] = posts if self.limit is None else _first(posts, self.limit)
+        return self._posts[split]
+
+    def files(self) -> list[Path]:
+        """Every file and folder that the batches depend on, for the manifest."""
+        given = [*self.reader.files(), *self.rationale_files, *self.reference_files]
+        return [*given, self.soft_label_folder] if self.soft_label_folder else given
+
+    def train_label_counts(self) -> dict[str, int]:
+        """How often each gold label stands in the training split."""
+        counts = label_counts(self.posts("train"))
+        return {label: counts[label] for label in sorted(name for name in counts if name is not None)}
+
+    def has_aspects(self, split: Split) -> bool:
+        """Whether posts of the split are judged towards an aspect."""
+        return has_aspects(self.posts(split))
+
+    def setup(self, stage: str) -> None:
+        """Reads what the verb needs, so that a bad row stops the run before a model is loaded."""
+        wanted = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, ("train",))
+        for split in wanted:
+            self.posts(cast(Split, split))
+        for path in (*self.rationale_files, *self.reference_files):
+            if not path.is_file():
+                raise MissingInputError(
+                    f"{path} is missing: `mulcot predict --config teacher.yaml` (teacher's rationales) or "
+                    f"`mulcot predict --config augment.yaml` (assistant's) makes it"
+                )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Micro-batches of this rank, step by step."""
+        trainer = self._trainer
+        parts = trainer.world_size * trainer.accumulate_grad_batches
+        view = self._soft_label_view() if self.soft_label_folder else None
+        collator = RowCollator(self._user.encoder, view, self.picture_cache_mb)
+        posts = self.training_posts()
+        data = TrainingSet(posts, collator, self.rationales_per_post, self.max_tokens, parts, self.seed)
+        sampler = StepSampler(
+            data.costs,
+            len(data),
+            self.posts_per_step,
+            trainer.accumulate_grad_batches,
+            trainer.global_rank,
+            trainer.world_size,
+            self.seed,
+            self.length_pool,
+        )
+        return self._loader(data, sampler=sampler)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Questions on the validation split: classification alone, generation would cost more than the epoch."""
+        return self._questions("val", ["classification"])
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Questions on the test split: classification, and reasoning where the stage trains it."""
+        return self._questions("test", ["classification", *(task for task in self._user.tasks if task == "reasoning")])
+
+    def predict_dataloader(self) -> list[DataLoader[Any]]:
+        """What the stage asks for: see `PredictKind`. Models see the training split alone."""
+        kind = self._user.predict_kind
+        if kind == "posts":
+            return [self._posts_as_they_are(split) for split in self.predict_splits]
+        if kind == "questions":
+            return [self._questions("train", ["reasoning"])]
+        return [self._responses()]
+
+    def training_posts(self) -> TrainingPosts:
+        """The training split tokenised, with the rationales of every given file.
+
+        Raises:
+            InputError: a post without gold label, or a rationale file that does not fit the posts.
+        """
+        if self._training is None:
+            posts = self.posts("train")
+            labels = self._user.encoder.labels
+            _check_gold(posts, labels)
+            encoded = self._encode("train", self._user.tasks)
+            self._training = TrainingPosts(encoded, label_numbers(posts, labels), *self._rationale_ids(posts))
+        return self._training
+
+    def known_rationales(self) -> dict[str, list[Rationale]]:
+        """The training posts' rationales of every given file, by post id."""
+        posts = self.posts("train")
+        known = PostsById(posts, ids_of(posts))
+        records = read_rationales(
+            self.rationale_files, known, self._user.encoder.labels, self.log_of_rows, self.other_prompts
+        )
+        return {post_id: [record.rationale for record in given] for post_id, given in records.items()}
+
+    def _rationale_ids(self, posts: Sequence[Post]) -> tuple[Ragged, Any]:
+        """The token ids of all rationales post by post, and where those of each post begin."""
+        first = np.zeros(len(posts) + 1, dtype=np.int64)
+        if not self.rationale_files or "reasoning" not in self._user.tasks:
+            return Ragged.of([]), first
+        encoder = self._user.encoder
+        known = PostsById(posts, ids_of(posts))
+        of_post: list[int] = []
+        ids: list[np.ndarray[Any, np.dtype[np.int32]]] = []
+        for record in iterate_rationales(
+            self.rationale_files, known, encoder.labels, self.log_of_rows, self.other_prompts
+        ):
+            of_post.append(known.position[record.post_id])
+            ids.append(np.array(encoder.response_ids(record.rationale.to_json()), dtype=np.int32))
+        order = np.argsort(np.array(of_post, dtype=np.int64), kind="stable")
+        np.cumsum(np.bincount(np.array(of_post, dtype=np.int64), minlength=len(posts)), out=first[1:])
+        return Ragged.of(ids[number] for number in order), first
+
+    def _encode(self, split: Split, tasks: Sequence[Task]) -> EncodedPosts:
+        """The posts of a split with their tokens: from the conversion where it made them for this model, else now."""
+        key = (split, tuple(tasks))
+        if key not in self._encoded:
+            posts, encoder = self.posts(split), self._user.encoder
+            folder = self.reader.tokens(split, encoder_key(encoder))
+            if folder is not None:
+                self._encoded[key] = EncodedPosts.open(posts, encoder, folder, tasks)
+            else:
+                self._tell_of_tokens(split, len(posts))
+                self._encoded[key] = EncodedPosts.encode(posts, encoder, tasks)
+        return self._encoded[key]
+
+    def _soft_label_view(self) -> Callable[[TextRow], Any]:
+        cache = SoftLabelCache(cast(Path, self.soft_label_folder), self._user.soft_label_fingerprint)
+        return lambda row: cache.get(row.post.id, row.task, row.response_ids)
+
+    def _tell_of_tokens(self, split: Split, posts: int) -> None:
+        """Says when tokens must be made at every start although a conversion could keep them."""
+        if isinstance(self.reader, Converted) and self.reader.description.tokens:
+            _tell(
+                f"{split}: the tokens in {self.reader.folder} are those of another model, label set (or order), picture "
+                "size or version of mulcot; the posts are tokenised again"
+            )
+        elif posts > MANY_POSTS:
+            _tell(
+                f"{split}: tokenising {posts} posts, at every start; `mulcot data convert --model "
+                f"{self._user.pretrained}` does it once"
+            )
+
+    def _posts_as_they_are(self, split: Split) -> DataLoader[Any]:
+        posts = self.posts(split)
+        batches = [
+            range(at, min(at + self.eval_batch_size, len(posts))) for at in range(0, len(posts), self.eval_batch_size)
+        ]
+        return self._loader(PostSet(self._mine(batches), posts))
+
+    def _questions(self, split: Split, tasks: Sequence[Task]) -> DataLoader[Any]:
+        posts = self.posts(split)
+        references: dict[str, RationaleRecord] = {}
+        files = [path for path in self.reference_files if split in path.stem]
+        encoder = self._user.encoder
+        if files and "reasoning" in tasks:
+            known = PostsById(posts, ids_of(posts))
+            records = read_rationales(files, known, encoder.labels, self.log_of_rows, self.other_prompts)
+            references = {post_id: given[0] for post_id, given in records.items()}
+        encoded = self._encode(split, tasks)
+        data = QuestionSet([], encoded, RowCollator(encoder), tasks, references)
+        rows, answer = (len(encoder.labels), max(map(len, data.answers))) if "classification" in tasks else (1, 0)
+        lengths = np.maximum.reduce([encoded.lengths(task) for task in tasks]) + answer
+        data.slices = self._mine(token_batches(lengths, rows, self.eval_batch_size, self.eval_max_tokens))
+        return self._loader(data)
+
+    def _responses(self) -> DataLoader[Any]:
+        """Every row of the training split with its response, task by task, in batches of about the same length."""
+        posts = self.training_posts()
+        slices: list[list[tuple[int, int]]] = []
+        tasks: list[Task] = []
+        for task in posts.tasks:
+            rows = [(post, response) for post in range(len(posts)) for response in posts.responses(post, task)]
+            if not rows:
+                continue
+            of_post, of_response = np.array(rows, dtype=np.int64).T
+            responses = posts.rationales if task == "reasoning" else posts.answers
+            lengths = posts.encoded.lengths(task)[of_post] + responses.lengths[of_response]
+            batches = token_batches(lengths, 1, self.eval_batch_size, self.eval_max_tokens)
+            slices += [[rows[number] for number in batch] for batch in batches]
+            tasks += [task] * len(batches)
+        return self._loader(ResponseSet(self._mine(slices), self._mine(tasks), posts, RowCollator(self._user.encoder)))
+
+    def _mine(self, batches: Sequence[Item]) -> list[Item]:
+        """This rank's share of batches: a stride, so that every batch is on exactly one rank."""
+        trainer = self._trainer
+        return list(batches[trainer.global_rank :: trainer.world_size])
+
+    def _loader(self, data: Dataset[Any], **kwargs: Any) -> DataLoader[Any]:
+        return BatchLoader(
+            PackedBatches(data),
+            batch_size=None,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            **kwargs,
+        )
+
+    @property
+    def _trainer(self) -> Trainer:
+        if self.trainer is None:
+            raise RuntimeError("the data module must be attached to a Trainer before batches are asked for")
+        return self.trainer
+
+    @property
+    def _user(self) -> RowUser:
+        return cast(RowUser, self._trainer.lightning_module)
+
+
+def _first(posts: Sequence[Post], limit: int) -> Sequence[Post]:
+    if isinstance(posts, PostTable):
+        return PostTable(posts.path, posts.image_root, min(limit, len(posts)))
+    return posts[:limit]
+
+
+@rank_zero_only
+def _tell(message: str) -> None:
+    _LOG.warning(message)
+
+
+def _check_gold(posts: Sequence[Post], labels: Sequence[str]) -> None:
+    """Training needs a gold label of the stage's label set for every post."""
+    for label in label_counts(posts):
+        if label in labels:
+            continue
+        post = next(post for post in posts if post.label == label)
+        if label is None:
+            raise InputError(f"post {post.id} has no gold label: training needs one; give it a label or leave it out")
+        raise InputError(
+            f"post {post.id} has the label {label!r}, which is none of the stage's labels ({', '.join(labels)}): name "
+            "it in model.init_args.labels"
+        )
