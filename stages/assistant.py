@@ -1,0 +1,205 @@
+"""The assistant: learns both tasks from hard labels; then samples rationales and gives soft labels for the student."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mulcot.files import write_atomic
+from mulcot.generation import SeededSampler, decode_replies, sample_seed
+from mulcot.models import DType, Lora, head_rows
+from mulcot.prompts import get_prompt
+from mulcot.rows import QuestionBatch, RowBatch
+from mulcot.soft_labels import SoftLabelCache
+from mulcot.types import DEFAULT_LABELS, InputError, Task
+from stages.augmentation import Augmentation, Sample, select
+from stages.base import ModelStage, Optimizer, PredictKind
+from stages.soft_label_build import SoftLabelBuild, soft_label_fingerprint
+
+
+class AssistantStage(ModelStage):
+    """Trains the assistant (`fit`), samples rationales or caches soft labels with it (`predict`).
+
+    Args:
+        pretrained: see `ModelStage`.
+        stage_dir: see `ModelStage`.
+        predicts: what `predict` does: `rationales` samples them, `soft_labels` builds the cache.
+        samples_per_post: rationales sampled for each training post.
+        temperature: of the sampling; the paper uses 0.7.
+        sampling_seed: decides the samples, together with post and index alone.
+        soft_label_k: ids kept for each response token in the soft-label cache.
+        soft_label_temperature: the T that the student's loss will use; the paper uses 2.
+        title: see `ModelStage`.
+        labels: see `ModelStage`.
+        task_weights: see `ModelStage`.
+        lora: see `ModelStage`.
+        freeze_vision: see `ModelStage`.
+        dtype: see `ModelStage`.
+        attention: see `ModelStage`.
+        optimizer: see `ModelStage`.
+        max_new_tokens: see `ModelStage`.
+        image_size: see `ModelStage`.
+        trust_remote_code: see `ModelStage`.
+    """
+
+    kind = "assistant"
+
+    def __init__(
+        self,
+        pretrained: str,
+        stage_dir: Path,
+        predicts: Literal["rationales", "soft_labels"] = "rationales",
+        samples_per_post: int = 1,
+        temperature: float = 0.7,
+        sampling_seed: int = 0,
+        soft_label_k: int = 64,
+        soft_label_temperature: float = 2.0,
+        title: str = "assistant",
+        labels: Sequence[str] = DEFAULT_LABELS,
+        task_weights: dict[Task, float] | None = None,
+        lora: Lora | None = None,
+        freeze_vision: bool = False,
+        dtype: DType = "float32",
+        attention: str = "sdpa",
+        optimizer: Optimizer | None = None,
+        max_new_tokens: int = 512,
+        image_size: tuple[int, int] | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__(
+            pretrained,
+            stage_dir,
+            title,
+            labels,
+            task_weights,
+            lora,
+            freeze_vision,
+            dtype,
+            attention,
+            optimizer,
+            max_new_tokens,
+            image_size,
+            trust_remote_code,
+        )
+        if temperature <= 0 or soft_label_temperature <= 0:
+            raise InputError("model.init_args.temperature and soft_label_temperature must be above 0")
+        self.predicts = predicts
+        self.samples_per_post = samples_per_post
+        self.temperature = temperature
+        self.sampling_seed = sampling_seed
+        self.soft_label_k = soft_label_k
+        self.soft_label_temperature = soft_label_temperature
+        self._samples: list[Sample] = []
+        self._build: SoftLabelBuild | None = None
+
+    @property
+    def predict_kind(self) -> PredictKind:  # type: ignore[override]
+        """Prompts to sample from, or the responses to be scored."""
+        return "questions" if self.predicts == "rationales" else "responses"
+
+    def on_fit_start(self) -> None:
+        """See the base class; nobody teaches the assistant soft labels."""
+        super().on_fit_start()
+        soft = [term.name for term in self._terms if term.is_soft]
+        if soft:
+            raise InputError(f"the assistant learns from hard labels alone: remove --losses.{soft[0]}=null")
+
+    def on_predict_start(self) -> None:
+        """Opens the soft-label cache."""
+        if self.predicts == "soft_labels":
+            assert self.model is not None
+            self._build = SoftLabelBuild(
+                self.stage_dir / "cache",
+                soft_label_fingerprint(self.pretrained, self.encoder),
+                self.soft_label_k,
+                self.soft_label_temperature,
+                # Ids beyond the tokenizer are padding of the head, and another model of the family may have fewer.
+                rows=min(head_rows(self.model), len(self.encoder.tokenizer)),
+                rank=self.trainer.global_rank,
+            )
+
+    def predict_step(self, batch: QuestionBatch | RowBatch, batch_idx: int, dataloader_idx: int = 0) -> int:
+        """Samples rationales for prompts, or scores responses; says how many rows that were."""
+        assert self.model is not None
+        if isinstance(batch, RowBatch):
+            assert self._build is not None
+            self._build.add(self.model, batch)
+            return len(batch.rows)
+        assert batch.prompts is not None
+        for index in range(self.samples_per_post):
+            seeds = [sample_seed(self.sampling_seed, post.id, index) for post in batch.posts]
+            sampler = SeededSampler(seeds, self.temperature)
+            replies = decode_replies(self.model, batch.prompts, self.encoder, self.max_new_tokens, sampler)
+            self._samples += [Sample(post.id, index, reply) for post, reply in zip(batch.posts, replies, strict=True)]
+        return len(batch.posts) * self.samples_per_post
+
+    def on_predict_end(self) -> None:
+        """Writes what all ranks made."""
+        if self._build is not None:
+            self._close_soft_labels(self._build)
+            return
+        samples = [sample for rank in self._gather_objects(self._samples) for sample in rank]
+        if self.trainer.is_global_zero:
+            self._write_rationales(samples)
+
+    def _close_soft_labels(self, build: SoftLabelBuild) -> None:
+        build.writer.flush()
+        totals = self._gather_objects(build.totals())
+        if not self.trainer.is_global_zero:
+            return
+        build.writer.close()
+        cache = SoftLabelCache(self.stage_dir / "cache")
+        scored = sum(rank["tokens"] for rank in totals)
+        self.outcome = {
+            "kind": "soft_labels",
+            "title": "soft labels",
+            "tokens": cache.tokens,
+            "bytes_per_token": cache.bytes_per_token,
+            "kept_mass": sum(rank["kept_mass"] for rank in totals) / scored if scored else None,
+            "rounding_error": cache.rounding_error,
+            "k": build.k,
+            "temperature": build.temperature,
+        }
+
+    def _write_rationales(self, samples: list[Sample]) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        order = {post.id: index for index, post in enumerate(data.posts("train"))}
+        samples.sort(key=lambda sample: (order[sample.post_id], sample.index))
+        outcome = select(
+            samples,
+            {post.id: post for post in data.posts("train")},
+            data.known_rationales(),
+            self.labels,
+            self.pretrained,
+            {setting: get_prompt(setting, "reasoning").hash for setting in ("msc", "masc")},
+        )
+        self._export(outcome, len(order), len(samples))
+
+    def _export(self, outcome: Augmentation, posts: int, sampled: int) -> None:
+        kept = "".join(record.to_json() + "\n" for record in outcome.kept)
+        refused = [
+            {"post_id": sample.post_id, "index": sample.index, "reason": reason, "reply": sample.reply}
+            for sample, reason in outcome.refused
+        ]
+        rejects = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in refused)
+        write_atomic(self.stage_dir / "rationales-train.jsonl", kept)
+        write_atomic(self.stage_dir / "rejects-train.jsonl", rejects)
+        self.outcome = {
+            "kind": "augment",
+            "title": "augment",
+            "posts": posts,
+            "sampled": sampled,
+            "kept": len(outcome.kept),
+            "refused": outcome.counts(),
+        }
+
+    def _gather_objects(self, mine: Any) -> list[Any]:
+        if self.trainer.world_size == 1:
+            return [mine]
+        ranks: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(ranks, mine)
+        return ranks
