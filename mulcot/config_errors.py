@@ -1,0 +1,110 @@
+"""Mistakes in a configuration, as one line that names file, line and the nearest right key."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+from mulcot.config_files import find_config
+from mulcot.types import InputError
+
+_UNKNOWN: Final = re.compile(
+    r"does not accept option '([\w.]+)'|Option '([\w.]+)' is not accepted|[Uu]nrecognized arguments: --([\w.]+)"
+)
+_CLASS: Final = re.compile(r"given class_path '([\w.]+)'")
+_KEY: Final = re.compile(r"[Pp]arser key \"([\w.]+)\"")
+_NO_CLASS: Final = re.compile(r"Expected a dot import path string: (\S+)")
+_WRONG: Final = re.compile(r"Expected an? ([^.\n]+)\. Got value: (.+)")
+_GIVEN: Final = re.compile(r"Given value: (.+)")
+
+
+def explain_config_error(error: Exception, argv: Sequence[str], parser: Any) -> str:
+    """Turns a parser's error into one line.
+
+    Args:
+        error: what the parser raised; the innermost cause stands last in its text.
+        argv: the command line.
+        parser: knows the keys outside of classes.
+    """
+    text = str(error)
+    keys = _KEY.findall(text)
+    if unknown := _UNKNOWN.search(text):
+        key = next(group for group in unknown.groups() if group)
+        return f"{_place(key, argv)}unknown key {key!r}{_among(text)}; {_nearest(key, _known_keys(text, parser))}"
+    if missing := _NO_CLASS.search(text):
+        name = missing.group(1)
+        known = [base.__name__ for base in _subclasses(_expected_class(text, keys))]
+        return f"{_place(name, argv)}there is no class {name!r}; {_nearest(name, known)}"
+    if wrong := list(_WRONG.finditer(text)):
+        wanted, got = wrong[-1].groups()
+        return f"{_place(keys[-1], argv)}{keys[-1]} is {got.strip()!r}; it must be {_type_name(wanted)}"
+    if keys and (given := _GIVEN.search(text)):
+        wanted = " or ".join(dict.fromkeys(_type_name(name) for name in re.findall(r"Expected an? (.+)", text)))
+        return f"{_place(keys[-1], argv)}{keys[-1]} is {given.group(1).strip()!r}; it must be {wanted}"
+    return (_place(keys[-1], argv) if keys else "") + " ".join(text.split())
+
+
+def _place(key: str, argv: Sequence[str]) -> str:
+    """`FILE line N: ` for the last config file that spells the last part of `key`, empty when none does."""
+    last = re.escape(key.rsplit(".", 1)[-1])
+    names = [arg.split("=", 1)[1] for arg in argv if arg.startswith(("--config=", "-c="))]
+    names += [value for flag, value in pairwise(argv) if flag in ("--config", "-c")]
+    for name in reversed(names):
+        try:
+            path = Path(find_config(name))
+        except InputError:
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if re.search(rf"(?<![\w.]){last}(?!\w)", line.split("#", 1)[0]):
+                return f"{path} line {number}: "
+    return ""
+
+
+def _among(text: str) -> str:
+    found = _CLASS.findall(text)
+    return f" of {found[-1].rsplit('.', 1)[-1]}" if found else ""
+
+
+def _known_keys(text: str, parser: Any) -> list[str]:
+    """The right keys: the arguments of the class that the error is about, else those of the parsers."""
+    if found := _CLASS.findall(text):
+        module, name = found[-1].rsplit(".", 1)
+        return list(inspect.signature(getattr(import_module(module), name)).parameters)
+    subparsers = getattr(parser, "_subcommands_action", None)
+    parsers = [parser, *(subparsers._name_parser_map.values() if subparsers else ())]
+    return [action.dest for one in parsers for action in one._actions if isinstance(action.dest, str)]
+
+
+def _expected_class(text: str, keys: Sequence[str]) -> type | None:
+    """The base class that a value was expected to be of, as the error names it."""
+    for path in reversed(re.findall(r"<class '([\w.]+)'>", text.split("Errors:")[0])):
+        module, _, name = path.rpartition(".")
+        if module:
+            return getattr(import_module(module), name)
+    return None
+
+
+def _subclasses(base: type | None) -> Iterator[type]:
+    children: list[type] = base.__subclasses__() if base else []
+    for child in children:
+        yield child
+        yield from _subclasses(child)
+
+
+def _nearest(key: str, known: Sequence[str]) -> str:
+    """What would be right: the known keys that are most like this one."""
+    last = key.rsplit(".", 1)[-1]
+    close = difflib.get_close_matches(last, sorted({name.rsplit(".", 1)[-1] for name in known}), n=2)
+    return f"did you mean {' or '.join(close)}?" if close else "see `mulcot fit --help` for what there is"
+
+
+def _type_name(text: str) -> str:
+    named = re.fullmatch(r"<class '([\w.]+)'>", text.strip())
+    plain = {"int": "a whole number", "float": "a number", "bool": "true or false", "NoneType": "null", "str": "text"}
+    return plain.get(named.group(1), named.group(1)) if named else text.strip()
