@@ -90,7 +90,7 @@ class Runner:
                         self._display.say("interrupted: finished steps are kept, the same command goes on from here")
                         break
                     if not self._failed:
-                        self._start_next(waiting)
+                        self._start_ready(waiting, caught)
                     if self._running:
                         time.sleep(_POLL_SECONDS)
             except BaseException:  # an error of our own, such as a full disk, leaves no process behind
@@ -102,18 +102,19 @@ class Runner:
             self._explain(step)
         return self._failed[0][1] if self._failed else 0
 
-    def _start_next(self, waiting: list[Step]) -> None:
-        """Start, or skip, the first step that can; the loop comes back for the next one."""
-        pending = {step.name for step in waiting} | {process.step.name for process in self._running}
-        ready = next((step for step in waiting if not pending.intersection(step.after)), None)
-        if ready is None or len(self._running) >= self._jobs:
-            return
-        decision = self._steering.decide(ready)
-        waiting.remove(ready)
-        if decision.why is None:
-            self._display.say(f"{ready.name}: finished before, skipped")
-        else:
-            self._start(ready, decision)
+    def _start_ready(self, waiting: list[Step], caught: list[int]) -> None:
+        """Start, or skip, every step that can and for which there is room, unless a signal comes in between."""
+        while len(self._running) < self._jobs and not caught:
+            pending = {step.name for step in waiting} | {process.step.name for process in self._running}
+            ready = next((step for step in waiting if not pending.intersection(step.after)), None)
+            if ready is None:
+                return
+            decision = self._steering.decide(ready)
+            waiting.remove(ready)
+            if decision.why is None:
+                self._display.say(f"{ready.name}: finished before, skipped")
+            else:
+                self._start(ready, decision)
 
     def _start(self, step: Step, decision: Decision) -> None:
         step.folder.mkdir(parents=True, exist_ok=True)

@@ -41,6 +41,8 @@ note("start")
 print("I am", folder.name, flush=True)
 inputs = input_digests(folder, [Path(part) for part in json.loads(options.get("--reads", "[]"))])
 time.sleep(float(options.get("--sleep", 0)))
+while options.get("--await", "") not in events.read_text():
+    time.sleep(0.01)
 text = "".join((folder.parent / name).read_text() for name in inputs if not os.path.isabs(name))
 if Path(f"fail-{folder.name}").exists():
     print("\\n".join(f"line {number}" for number in range(40)), "\\x1b[2Jbad thing")
@@ -287,7 +289,9 @@ def test_a_step_without_a_manifest_is_told(capfd: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.usefixtures("work")
 def test_a_failure_lets_the_others_finish_and_shows_the_log(capfd: pytest.CaptureFixture[str]) -> None:
-    steps = {"bad": plain(), "slow": plain(sleep="1"), "next": plain("slow"), "after": plain("bad")}
+    # Each waits for the other to be where the test wants it: a loaded machine may take its time over either.
+    bad, slow = plain(**{"await": '"slow", "what": "start"'}), plain(sleep="1")
+    steps = {"bad": bad, "slow": slow, "next": plain("slow"), "after": plain("bad")}
     write_chain(steps, jobs=2)
     Path("fail-bad").touch()
     assert set(ran(code=7)) == {"bad", "slow"}
