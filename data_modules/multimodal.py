@@ -269,8 +269,8 @@ class MultimodalDataModule(LightningDataModule):
         """Says when tokens must be made at every start although a conversion could keep them."""
         if isinstance(self.reader, Converted) and self.reader.description.tokens:
             _tell(
-                f"{split}: the tokens in {self.reader.folder} are those of another model, label set (or order), picture "
-                "size or version of mulcot; the posts are tokenised again"
+                f"{split}: the tokens in {self.reader.folder} are those of another model, label set (or order), "
+                "picture size or version of mulcot; the posts are tokenised again"
             )
         elif posts > MANY_POSTS:
             _tell(

@@ -5,9 +5,9 @@ import torch
 from transformers import AutoTokenizer
 
 from mulcot.models import Lora, base_model, find_model, load_model
-from mulcot.rows import vocabulary_digest
 from mulcot.models.loading import vision_parameters
 from mulcot.models.tiny import SIZES, SPECIAL_TOKENS, build_pair, train_tokenizer
+from mulcot.rows import vocabulary_digest
 from mulcot.types import InputError, MissingInputError
 
 TEXTS = ["the sun shines over the harbour", '{"Prediction": "positive"}'] * 20

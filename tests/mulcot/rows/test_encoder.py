@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 
+from mulcot.images import load_image
 from mulcot.models import load_processor
 from mulcot.models.tiny import SPECIAL_TOKENS
 from mulcot.prompts import get_prompt
 from mulcot.rows import RowEncoder
-from mulcot.images import load_image
 from mulcot.types import DEFAULT_LABELS, Post, prediction_json
 
 
