@@ -46,6 +46,22 @@ def split_sizes(posts: int, train: int | float, val: int | float, test: int | fl
     return sizes
 
 
+def as_counts(
+    train: int | float, val: int | float, test: int | float | None
+) -> tuple[int | float, int | float, int | float | None]:
+    """The sizes of splits, with counts that came as floats as the whole numbers that they are.
+
+    A parser of `int | float` may give 111.0 for 111: `typing` keeps one of `Union[int, float]` and `Union[float, int]`
+    for both, whichever was spelt first anywhere in the process.
+    """
+    counted = max(train, val, test or 0) > 1
+    return _whole(train, counted), _whole(val, counted), None if test is None else _whole(test, counted)
+
+
+def _whole(size: int | float, counted: bool) -> int | float:
+    return int(size) if counted and isinstance(size, float) and size.is_integer() else size
+
+
 def _from_shares(posts: int, given: Mapping[Split, int | float | None]) -> dict[Split, int] | None:
     """See `split_sizes`; None when these are no shares of one whole."""
     known = {split: size for split, size in given.items() if size is not None}

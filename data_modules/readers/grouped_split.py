@@ -11,7 +11,7 @@ from data_modules.dealing import deal
 from data_modules.near_copies import group, near_copy_pairs
 from data_modules.readers.base import Entries, Reader, SingleFileReader, check_new_id, decoded
 from data_modules.readers.row_log import OnBadRow, Places, Row, RowError, RowLog, shown
-from data_modules.sharing import split_sizes
+from data_modules.sharing import as_counts, split_sizes
 from mulcot.types import SPLITS, InputError, Post, Split
 
 _LOG = logging.getLogger(__name__)
@@ -53,9 +53,7 @@ class GroupedSplit(Reader):
     ) -> None:
         """Keep the arguments; nothing is read before a split is asked for."""
         self.reader = reader
-        self.train = train
-        self.val = val
-        self.test = test
+        self.train, self.val, self.test = as_counts(train, val, test)
         self.seed = seed
         self.near_copies = near_copies
         self._pool: _Pool | None = None

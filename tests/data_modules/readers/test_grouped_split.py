@@ -285,6 +285,16 @@ def test_splits_are_those_that_get_posts(tmp_path: Path, sizes: tuple, splits: t
     assert posts.readings == 1
 
 
+def test_counts_may_come_as_floats(tmp_path: Path) -> None:
+    """jsonargparse gives 10.0 for 10 when another class spelt `float | int` before `int | float` came up."""
+    posts = Posts(tmp_path, [1] * 50)
+    split = GroupedSplit(posts, train=30, val=10.0, test=10.0)
+    assert split.splits() == SPLITS
+    assert ids(split) == ids(GroupedSplit(posts, train=30, val=10, test=10))
+    with pytest.raises(InputError, match=r"train: 30, val: 0\.5, test: null do not divide the 50 posts"):
+        GroupedSplit(posts, train=30, val=0.5).read("train")
+
+
 def test_the_seed_alone_decides(tmp_path: Path) -> None:
     posts = Posts(tmp_path, [1] * 30 + [2] * 10)
     first = ids(GroupedSplit(posts, train=30, val=10, test=10, seed=3))
