@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
@@ -153,7 +154,7 @@ class QuestionSet(Dataset[QuestionBatch]):
     """Slices of posts as questions: candidates for label scoring, prompts for generation.
 
     Args:
-        slices: the numbers of the posts of each batch.
+        slices: the numbers of the posts of each batch; a batch may be empty.
         encoded: the posts, encoded for `tasks`.
         collator: pads rows.
         tasks: `classification` for the candidates, `reasoning` for the prompts.
@@ -181,6 +182,8 @@ class QuestionSet(Dataset[QuestionBatch]):
 
     def __getitem__(self, index: int) -> QuestionBatch:
         numbers = self.slices[index]
+        if not numbers:
+            return QuestionBatch((), None, None)
         posts = [self.encoded[number] for number in numbers]
         asked = list(zip(posts, numbers, strict=True))
         candidates = prompts = None
@@ -199,7 +202,7 @@ class ResponseSet(Dataset[RowBatch]):
     """Slices of rows with their responses, for a forward pass over what a student will learn.
 
     Args:
-        slices: the rows of each batch, each of one task, as (post, response).
+        slices: the rows of each batch, each of one task, as (post, response); a batch may be empty.
         tasks: the task of each batch.
         posts: the posts and their responses.
         collator: pads rows.
@@ -225,6 +228,8 @@ class ResponseSet(Dataset[RowBatch]):
             self.posts.row(self.posts.encoded[post], post, self.tasks[index], response)
             for post, response in self.slices[index]
         ]
+        if not rows:
+            return RowBatch((), {}, torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
         batch = self.collator.batch(rows)
         self.collator.trim_pictures()
         return batch

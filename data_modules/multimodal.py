@@ -13,7 +13,7 @@ from lightning import LightningDataModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Dataset
 
-from data_modules.batching import StepSampler, token_batches
+from data_modules.batching import Counts, StepSampler, token_batches
 from data_modules.collate import PostSet, QuestionSet, ResponseSet, TrainingPosts, TrainingSet
 from data_modules.encoded import EncodedPosts, Ragged, encoder_key
 from data_modules.packing import BatchLoader, PackedBatches
@@ -283,7 +283,7 @@ class MultimodalDataModule(LightningDataModule):
         batches = [
             range(at, min(at + self.eval_batch_size, len(posts))) for at in range(0, len(posts), self.eval_batch_size)
         ]
-        return self._loader(PostSet(self._mine(batches), posts))
+        return self._loader(PostSet(self._mine(batches, empty=range(0)), posts))
 
     def _questions(self, split: Split, tasks: Sequence[Task]) -> DataLoader[Any]:
         posts = self.posts(split)
@@ -298,7 +298,7 @@ class MultimodalDataModule(LightningDataModule):
         data = QuestionSet([], encoded, RowCollator(encoder), tasks, references)
         rows, answer = (len(encoder.labels), max(map(len, data.answers))) if "classification" in tasks else (1, 0)
         lengths = np.maximum.reduce([encoded.lengths(task) for task in tasks]) + answer
-        data.slices = self._mine(token_batches(lengths, rows, self.eval_batch_size, self.eval_max_tokens))
+        data.slices = self._mine(self._batches(lengths, rows), empty=[])
         return self._loader(data)
 
     def _responses(self) -> DataLoader[Any]:
@@ -313,15 +313,25 @@ class MultimodalDataModule(LightningDataModule):
             of_post, of_response = np.array(rows, dtype=np.int64).T
             responses = posts.rationales if task == "reasoning" else posts.answers
             lengths = posts.encoded.lengths(task)[of_post] + responses.lengths[of_response]
-            batches = token_batches(lengths, 1, self.eval_batch_size, self.eval_max_tokens)
+            batches = self._batches(lengths, rows_per_item=1)
             slices += [[rows[number] for number in batch] for batch in batches]
             tasks += [task] * len(batches)
-        return self._loader(ResponseSet(self._mine(slices), self._mine(tasks), posts, RowCollator(self._user.encoder)))
+        mine = self._mine(slices, empty=[]), self._mine(tasks, empty=posts.tasks[0])
+        return self._loader(ResponseSet(*mine, posts, RowCollator(self._user.encoder)))
 
-    def _mine(self, batches: Sequence[Item]) -> list[Item]:
-        """This rank's share of batches: a stride, so that every batch is on exactly one rank."""
+    def _batches(self, lengths: Counts, rows_per_item: int) -> list[list[int]]:
+        """Batches of evaluation or prediction, enough of them that every rank gets one as long as there are items."""
+        share = -(-len(lengths) // self._trainer.world_size)
+        return token_batches(lengths, rows_per_item, min(self.eval_batch_size, max(1, share)), self.eval_max_tokens)
+
+    def _mine(self, batches: Sequence[Item], empty: Item) -> list[Item]:
+        """This rank's share of batches: a stride, so that every batch is on exactly one rank.
+
+        Lightning would leave a rank without a batch out of the epoch, and the others would wait for it for ever: such a
+        rank gets an empty one.
+        """
         trainer = self._trainer
-        return list(batches[trainer.global_rank :: trainer.world_size])
+        return list(batches[trainer.global_rank :: trainer.world_size]) or [empty]
 
     def _loader(self, data: Dataset[Any], **kwargs: Any) -> DataLoader[Any]:
         return BatchLoader(

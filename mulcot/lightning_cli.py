@@ -333,6 +333,7 @@ def run_stage(argv: Sequence[str]) -> int:
     # reader looks for: resuming into a folder with checkpoints is meant, and so is decoding in the main process.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=".*does not have many workers")
+    warnings.filterwarnings("ignore", message="It is recommended to use `self.log")  # what is logged is of all ranks
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec")  # lightning 2.6.6 on the newest torch
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft on the newest transformers
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)

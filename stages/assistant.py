@@ -129,7 +129,8 @@ class AssistantStage(ModelStage):
             assert self._build is not None
             self._build.add(self.model, batch)
             return len(batch.rows)
-        assert batch.prompts is not None
+        if batch.prompts is None:  # of a rank for which there are no posts
+            return 0
         for index in range(self.samples_per_post):
             seeds = [sample_seed(self.sampling_seed, post.id, index) for post in batch.posts]
             sampler = SeededSampler(seeds, self.temperature)

@@ -260,6 +260,8 @@ class ModelStage(LightningModule):
 
     def _judge(self, batch: QuestionBatch) -> None:
         assert self.model is not None
+        if not batch.posts:  # of a rank for which there are none
+            return
         answers = answer_questions(self.model, batch, self.encoder, self.max_new_tokens)
         golds = [post.label for post in batch.posts]
         self._judged.extend(zip(batch.numbers, answers, golds, batch.references, strict=True))

@@ -81,7 +81,7 @@ def test_a_large_source_is_told_of_until_it_is_converted(
     assert "are those of another model, label set (or order), picture size or version of mulcot" in record.message
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 11])
 def test_every_response_is_on_one_rank(table: Table, encoder: RowEncoder, ranks: int) -> None:
     found = []
     for rank in range(ranks):
@@ -89,9 +89,25 @@ def test_every_response_is_on_one_rank(table: Table, encoder: RowEncoder, ranks:
             MultimodalDataModule(table, eval_batch_size=4), encoder, "classification", rank=rank, ranks=ranks
         )
         (loader,) = data.predict_dataloader()
+        assert len(loader) > 0  # Lightning leaves a rank without a batch out, and the others wait for it
         found += [(row.post.id, encoder.decode(row.response_ids)) for batch in loader for row in batch.rows]
     expected = [(f"p{number}", f'{{"Prediction": "{DEFAULT_LABELS[number % 3]}"}}') for number in range(10)]
     assert sorted(found) == sorted(expected)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 10, 11])
+def test_every_question_is_on_one_rank_and_no_rank_goes_without_while_there_are_any(
+    table: Table, encoder: RowEncoder, ranks: int
+) -> None:
+    asked = []
+    for rank in range(ranks):
+        data = attached(MultimodalDataModule(table), encoder, "reasoning", rank=rank, ranks=ranks)
+        data._user.predict_kind = "questions"
+        (loader,) = data.predict_dataloader()
+        asked.append([post.id for batch in loader for post in batch.posts])
+        assert len(loader) == 1
+    assert sorted(post_id for ids in asked for post_id in ids) == sorted(f"p{number}" for number in range(10))
+    assert sorted(map(len, asked)) == {1: [10], 2: [5, 5], 10: [1] * 10, 11: [0, *[1] * 10]}[ranks]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
