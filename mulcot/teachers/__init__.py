@@ -1,19 +1,31 @@
 """Teachers: where rationales come from, and the store that keeps every reply."""
 
-from mulcot.teachers.base import Teacher, TeacherReply, TeacherRequest, TeacherSilentError, TeacherUse
+from mulcot.teachers.base import (
+    Finish,
+    Teacher,
+    TeacherPausedError,
+    TeacherReply,
+    TeacherRequest,
+    TeacherSilentError,
+    TeacherUnavailableError,
+    TeacherUse,
+)
 from mulcot.teachers.oracle import OracleTeacher
 from mulcot.teachers.recorded import RecordedTeacher
 from mulcot.teachers.store import AnswersById, LabelStore, content_key
 
 __all__ = [
     "AnswersById",
+    "Finish",
     "LabelStore",
     "OracleTeacher",
     "RecordedTeacher",
     "Teacher",
+    "TeacherPausedError",
     "TeacherReply",
     "TeacherRequest",
     "TeacherSilentError",
+    "TeacherUnavailableError",
     "TeacherUse",
     "content_key",
 ]
