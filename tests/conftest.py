@@ -7,7 +7,10 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -32,6 +35,18 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the real data is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def fault_server() -> ModuleType:
+    """The module tests/fault_server.py: an endpoint that fails on purpose. Its folder is no package to import from."""
+    spec = importlib.util.spec_from_file_location("fault_server", CHECKOUT / "tests" / "fault_server.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")
