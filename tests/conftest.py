@@ -7,7 +7,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import importlib.util
+import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -40,13 +40,12 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def fault_server() -> ModuleType:
     """The module tests/fault_server.py: an endpoint that fails on purpose. Its folder is no package to import from."""
-    spec = importlib.util.spec_from_file_location("fault_server", CHECKOUT / "tests" / "fault_server.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    folder = str(CHECKOUT / "tests")
+    sys.path.append(folder)
+    try:
+        return importlib.import_module("fault_server")
+    finally:
+        sys.path.remove(folder)
 
 
 @pytest.fixture(scope="session")

@@ -13,114 +13,53 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import hashlib
 import json
-import math
-import re
 import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from email.utils import formatdate
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-_STATUSES: Final = (400, 401, 403, 404, 408, 409, 413, 422, 425, 429, 500, 502, 503, 529)
-LONG_WAIT: Final = 7200
-"""The seconds that `429-long` asks to wait."""
-STATUS_FAULTS: Final = (
-    *map(str, _STATUSES),
-    "429-seconds", "429-date", "429-ms-header", "429-nonsense", "429-long", "429-quota", "503-seconds", "redirect",
-)  # fmt: skip
-"""Answered without any work: nothing is billed. `503-seconds` is a 503 with Retry-After in seconds."""
-TRANSPORT_FAULTS: Final = (
-    "reset-before", "reset-inside", "short-body", "truncated-json", "html", "bad-utf8", "slow-drip", "hang",
-    "late-duplicate", "oversized",
-)  # fmt: skip
-"""The work is done and billed, and its reply is damaged, lost or sent twice: the same key sent again gets it whole."""
-CONTENT_FAULTS: Final = (
-    "empty-choices", "no-choices", "empty-content", "null-content", "length", "content-filter", "refusal",
-    "wrong-model", "dated-model", "wrong-label", "label-outside", "contradiction", "fences", "prose",
-    "whitespace-loop", "other-post", "no-usage",
-)  # fmt: skip
-"""The reply arrives whole and is not the good one; it is billed, and the same key sent again gets the same."""
-FAULTS: Final = (*STATUS_FAULTS, *TRANSPORT_FAULTS, *CONTENT_FAULTS, "restart")
-"""Every fault. `restart` closes the listening socket and all connections; nothing is billed then."""
+import fault_wire
+from fault_ledger import Ledger
+from fault_replies import (
+    CONTENT_FAULTS,
+    FAULTS,
+    LONG_WAIT,
+    STATUS_FAULTS,
+    TRANSPORT_FAULTS,
+    Asked,
+    Replies,
+    Reply,
+    Sending,
+    bill,
+    error_reply,
+    json_reply,
+    rationale,
+    read_log,
+)
 
-_KEYS: Final = ("Text_analysis", "Image_analysis", "Conflict_resolution", "Final_conclusion", "Prediction")
-_POST_TEXT = re.compile(r'^Text:\n(".*")$', re.MULTILINE)
-_GIVEN_LABEL = re.compile(r'^- "Prediction": exactly (?!one of the labels \()(.+) and nothing else\.$', re.MULTILINE)
-_GOLD = re.compile(r"gold=([\w-]+)")
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A request for a completion as a plan sees it."""
-
-    idempotency_key: str
-    """Empty when the client sent none."""
-    question: str
-    """The first 16 hexadecimal digits of the SHA-256 of all text in the messages."""
-    sending: int
-    """1 for the first time that this key is sent (of this question, without a key), 2 for the second, ..."""
-    asking: int
-    """1 for the first time that this question is sent, under whatever key, 2 for the second, ..."""
-    text: str
-    """All text in the messages."""
-    post_text: str
-    """The post's text as the prompt quotes it; the whole text where no prompt of mulcot is recognised."""
-    explains: str | None
-    """The label that is to be explained, None when the label is to be predicted."""
-    body: dict[str, Any]
-    """The request."""
-    headers: dict[str, str]
-    """Its headers, names in lower case."""
-
-
-@dataclass(slots=True)
-class Sending:
-    """One request for a completion in the log."""
-
-    number: int
-    """0 for the first request that the server ever got, 1, ..."""
-    at: float
-    """`time.monotonic()` when the request had been read, which all processes of a machine share."""
-    idempotency_key: str
-    """As in `Asked`, like the next two."""
-    question: str
-    sending: int
-    explains: str | None
-    fault: str | None
-    """What happened to it: a fault's name, `rate` (over the rate), `key-reused` (another question had that key), or a
-    mistake of the client: `bad-request`, `bad-key`, `unknown-model`. None for a good reply."""
-    status: int
-    """The status sent; 0 when none was."""
-    billed: bool
-    """Whether a completion was paid for: no when a repeated key gets what it got before."""
-    retry_after: float | None = None
-    """The seconds that the client was asked to wait, however that was written."""
-    replied_whole: bool = False
-    """Whether everything that belongs to a reply was handed to the connection of a client that was still there."""
-    body: dict[str, Any] | None = None
-    """The request, where bodies are kept; never in a log file."""
-
-
-@dataclass(slots=True)
-class _Known:
-    """What the server remembers of an idempotency key."""
-
-    question: str
-    sendings: int = 0
-    has_met: bool = False
-    """Whether its planned fault has happened."""
-    is_completed: bool = False
-    content: str | None = None
-    """The content fault of its completion."""
+__all__ = [
+    "CONTENT_FAULTS",
+    "FAULTS",
+    "LONG_WAIT",
+    "STATUS_FAULTS",
+    "TRANSPORT_FAULTS",
+    "Asked",
+    "FaultServer",
+    "Process",
+    "Sending",
+    "bill",
+    "in_process",
+    "in_thread",
+    "rationale",
+    "read_log",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,22 +68,6 @@ class _Request:
     path: str
     headers: dict[str, str]
     body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class _Reply:
-    status: int
-    body: bytes
-    headers: tuple[tuple[str, str], ...] = ()
-    kind: str = "application/json"
-
-    def head(self, length: int | None = None) -> bytes:
-        """Status line and headers; `length` where another one is to be announced than the body has."""
-        lines = [f"HTTP/1.1 {self.status} Reply", f"content-type: {self.kind}"]
-        lines += [f"{name}: {value}" for name, value in self.headers]
-        if not any(name == "transfer-encoding" for name, _ in self.headers):
-            lines.append(f"content-length: {len(self.body) if length is None else length}")
-        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
 class FaultServer:
@@ -197,26 +120,19 @@ class FaultServer:
         keep_bodies: bool = True,
         log_file: Path | None = None,
     ) -> None:
-        self._faults = dict(faults or {})
-        unknown = self._faults.keys() - set(FAULTS)
-        if unknown or by not in ("key", "question") or not 0 <= sum(self._faults.values()) <= 1 + 1e-9:
-            raise ValueError(f"unknown faults {sorted(unknown)}, by={by!r} or shares over 1 in {self._faults}")
-        self._first_only, self._by, self._seed, self._plan = first_only, by, seed, plan
-        self._delay, self._rate, self._burst = delay, rate, burst or max(1.0, rate or 1.0)
-        self._tokens, self._filled = self._burst, time.monotonic()
-        self._honours, self._labels, self.model, self._key = honours_idempotency, tuple(labels), model, key
-        self._retry_after, self._drip, self._late = retry_after, drip, late
-        self._oversized, self._restart_after, self._keep_bodies = oversized_bytes, restart_after, keep_bodies
-        self.port = port
-        self.log: list[Sending] = read_log(log_file) if log_file and log_file.exists() else []
+        self._ledger = Ledger(
+            faults=faults or {}, first_only=first_only, by=by, seed=seed, plan=plan, rate=rate, burst=burst,
+            honours_idempotency=honours_idempotency, model=model, key=key, retry_after=retry_after,
+            keep_bodies=keep_bodies, log_file=log_file,
+        )  # fmt: skip
+        self.log = self._ledger.log
+        self.replies = Replies(model, labels)
         self.others: list[tuple[str, str]] = []
         """Method and path of every request that was none for a completion."""
         self.restarts = 0
-        self._known: dict[str, _Known] = {}
-        self._askings: dict[str, int] = {}
-        for sending in self.log:
-            self._remember(sending)
-        self._log_file = log_file.open("a") if log_file else None
+        self.port = port
+        self._delay, self._drip, self._late = delay, drip, late
+        self._oversized, self._restart_after = oversized_bytes, restart_after
         self._connections: dict[asyncio.Task[Any], asyncio.StreamWriter] = {}
         self._restarting: asyncio.Task[None] | None = None
 
@@ -249,8 +165,7 @@ class FaultServer:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._server.wait_closed()
         self._reserved.close()
-        if self._log_file is not None:
-            self._log_file.close()
+        self._ledger.close()
 
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(
@@ -264,18 +179,8 @@ class FaultServer:
         self._connections[task] = writer
         try:
             while (request := await _read_request(reader)) is not None:
-                if request.method != "POST" or not request.path.endswith("/v1/chat/completions"):
-                    self.others.append((request.method, request.path))
-                    reply = self._other(request)
-                    writer.write(reply.head() + reply.body)
-                    continue
-                asked, sending = self._take(request)
-                if self._delay:
-                    await asyncio.sleep(self._delay)
-                if _is_gone(reader, writer) or not await self._deliver(asked, sending, reader, writer):
+                if not await self._respond(request, reader, writer):
                     break
-                sending.replied_whole = True
-                self._write_log({"number": sending.number, "replied_whole": True})
         except (ConnectionError, asyncio.IncompleteReadError):
             pass  # the client went away, as it may at any time; the log shows that nothing whole was sent
         except asyncio.CancelledError:
@@ -284,184 +189,50 @@ class FaultServer:
             del self._connections[task]
             writer.close()
 
-    def _other(self, request: _Request) -> _Reply:
+    async def _respond(self, request: _Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Answers a request; False when the connection is to end."""
+        if request.method != "POST" or not request.path.endswith("/v1/chat/completions"):
+            self.others.append((request.method, request.path))
+            return await fault_wire.send(writer, self._other(request))
+        asked, sending = self._ledger.take(request.headers, request.body)
+        if self._delay:
+            await asyncio.sleep(self._delay)
+        is_whole = not fault_wire.is_gone(reader, writer) and await self._deliver(asked, sending, reader, writer)
+        if is_whole:
+            self._ledger.replied(sending)
+        return is_whole
+
+    def _other(self, request: _Request) -> Reply:
         if (request.method, request.path) == ("GET", "/v1/models"):
-            models = [{"id": self.model, "object": "model", "created": 0, "owned_by": "tests"}]
-            return _json(200, {"object": "list", "data": models})
-        return _error(404, f"no route {request.method} {request.path}", "not_found")
-
-    # --- what happens to a request: decided, billed and logged in one go, before anything is sent
-
-    def _take(self, request: _Request) -> tuple[Asked | None, Sending]:
-        at = time.monotonic()
-        key = request.headers.get("idempotency-key", "")
-        asked = self._understand(request, key)
-        if asked is None:
-            sending = Sending(len(self.log), at, key, "", 1, None, "bad-request", 400, False)
-        else:
-            fault, status = self._judge(asked, at)
-            known = self._known.get(key)
-            completes = fault is None or fault in TRANSPORT_FAULTS + CONTENT_FAULTS
-            paid = self._honours and known is not None and known.is_completed
-            sending = Sending(
-                len(self.log), at, key, asked.question, asked.sending, asked.explains, fault, status,
-                billed=completes and not paid, retry_after=self._wait(fault, at), body=asked.body,
-            )  # fmt: skip
-            self._remember(sending)
-        self.log.append(sending)
-        entry = asdict(sending)
-        del entry["body"]
-        self._write_log(entry)
-        if not self._keep_bodies:
-            sending.body = None
-        return asked, sending
-
-    def _understand(self, request: _Request, key: str) -> Asked | None:
-        """The request, None when it is not one for a completion."""
-        try:
-            body = json.loads(request.body)
-            texts = [text for message in body["messages"] for text in _texts(message["content"])]
-        except (ValueError, KeyError, TypeError):
-            return None
-        text = "\n".join(texts)
-        question = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        quoted, given = _POST_TEXT.search(text), _GIVEN_LABEL.search(text)
-        known = self._known.get(key or question)
-        return Asked(
-            idempotency_key=key,
-            question=question,
-            sending=1 + (known.sendings if known else 0),
-            asking=1 + self._askings.get(question, 0),
-            text=text,
-            post_text=json.loads(quoted[1]) if quoted else text,
-            explains=given[1] if given else None,
-            body=body,
-            headers=request.headers,
-        )
-
-    def _judge(self, asked: Asked, at: float) -> tuple[str | None, int]:
-        """The fault and the status."""
-        if self._key is not None and asked.headers.get("authorization") != f"Bearer {self._key}":
-            return "bad-key", 401
-        if asked.body.get("model") != self.model:
-            return "unknown-model", 404
-        if not self._let_through(at):
-            return "rate", 429
-        known = self._known.get(asked.idempotency_key)
-        if known is not None and known.question != asked.question:
-            return "key-reused", 400
-        fault = self._plan(asked) if self._plan else self._drawn(asked)
-        if fault is not None and fault not in FAULTS:
-            raise ValueError(f"the plan named {fault!r}, which is no fault")
-        if self._honours and known is not None and known.is_completed and (fault in (None, *CONTENT_FAULTS)):
-            fault = known.content
-        return fault, _status(fault)
-
-    def _drawn(self, asked: Asked) -> str | None:
-        name = asked.question if self._by == "question" else asked.idempotency_key or asked.question
-        known = self._known.get(name)
-        if self._first_only and known is not None and known.has_met:
-            return None
-        digest = hashlib.sha256(f"{self._seed}\n{name}".encode()).digest()
-        draw = int.from_bytes(digest[:7], "big") / 2**56
-        for fault, share in self._faults.items():
-            if draw < share:
-                return fault
-            draw -= share
-        return None
-
-    def _let_through(self, at: float) -> bool:
-        if self._rate is None:
-            return True
-        self._tokens = min(self._burst, self._tokens + (at - self._filled) * self._rate)
-        self._filled = at
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
-
-    def _wait(self, fault: str | None, at: float) -> float | None:
-        if fault == "rate":
-            assert self._rate is not None
-            return max(1, math.ceil((1 - self._tokens) / self._rate))
-        if fault == "429-date":  # a date has whole seconds
-            return math.ceil(time.time() + self._retry_after) - time.time()
-        return {"429-long": LONG_WAIT}.get(fault or "", self._retry_after) if _names_wait(fault) else None
-
-    def _remember(self, sending: Sending) -> None:
-        """What later requests depend on; also for the entries of an earlier server's log."""
-        self._askings[sending.question] = self._askings.get(sending.question, 0) + 1
-        for name in {sending.idempotency_key or sending.question, sending.question}:
-            known = self._known.setdefault(name, _Known(sending.question))
-            known.sendings += 1
-            known.has_met |= sending.fault in FAULTS or (sending.status == 200)
-        if sending.idempotency_key and (sending.fault is None or sending.fault in TRANSPORT_FAULTS + CONTENT_FAULTS):
-            known = self._known[sending.idempotency_key]
-            if not known.is_completed:
-                known.content = sending.fault if sending.fault in CONTENT_FAULTS else None
-            known.is_completed = True
-
-    def _write_log(self, entry: dict[str, Any]) -> None:
-        if self._log_file is not None:
-            self._log_file.write(json.dumps(entry) + "\n")
-            self._log_file.flush()  # with the kernel: it outlives a kill of this process
-
-    # --- what is sent
+            models = [{"id": self.replies.model, "object": "model", "created": 0, "owned_by": "tests"}]
+            return json_reply(200, {"object": "list", "data": models})
+        return error_reply(404, f"no route {request.method} {request.path}", "not_found")
 
     async def _deliver(
         self, asked: Asked | None, sending: Sending, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
         """Sends the reply, or whatever the fault sends; says whether it was a whole one."""
-        fault = sending.fault
-        if fault == "restart":
+        if sending.fault == "restart":
             if self._restarting is None:
                 self._restarting = asyncio.create_task(self._restart())
-            await asyncio.sleep(3600)  # the restart ends this connection
-        if fault == "hang":
+            await asyncio.Event().wait()  # the restart ends this connection
+        if sending.fault == "hang":
             while await reader.read(2**16):
                 pass
             return False
-        if fault == "reset-before":
-            return _reset(writer)
-        reply = self._reply(asked, sending)
-        if fault in ("reset-inside", "short-body"):
-            writer.write(reply.head() + reply.body[: len(reply.body) // 2])
-            await writer.drain()
-            await asyncio.sleep(0.02)  # a reset takes along what the client has not read yet
-            return _reset(writer) if fault == "reset-inside" else False
-        if fault == "slow-drip":
-            writer.write(reply.head())
-            for position in range(len(reply.body)):
-                writer.write(reply.body[position : position + 1])
-                await writer.drain()
-                await asyncio.sleep(self._drip)
-                if _is_gone(reader, writer):
-                    return False
-            return True
-        if fault == "oversized":
-            return await self._pour(reply, writer)
-        whole = reply.head() + reply.body
-        if fault == "late-duplicate" and self._late:
-            writer.write(whole)
-            await writer.drain()
-            await asyncio.sleep(self._late)
-        elif fault == "late-duplicate":
-            whole += whole
-        writer.write(whole)
-        await writer.drain()
-        return True
-
-    async def _pour(self, reply: _Reply, writer: asyncio.StreamWriter) -> bool:
-        """A body without end in sight and without a length that would give it away: blanks before the object."""
-        head = _Reply(200, b"", (("transfer-encoding", "chunked"),)).head()
-        writer.write(head)
-        blanks = b"10000\r\n" + b" " * 2**16 + b"\r\n"
-        for _ in range(self._oversized // 2**16):
-            writer.write(blanks)
-            await writer.drain()
-        writer.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(reply.body), reply.body))
-        await writer.drain()
-        return True
+        if sending.fault == "reset-before":
+            return fault_wire.reset(writer)
+        reply = self.replies.write(asked, sending)
+        match sending.fault:
+            case "reset-inside" | "short-body" as fault:
+                return await fault_wire.send_half(writer, reply, ends_with_reset=fault == "reset-inside")
+            case "slow-drip":
+                return await fault_wire.drip(reader, writer, reply, self._drip)
+            case "oversized":
+                return await fault_wire.pour(writer, reply, self._oversized)
+            case "late-duplicate":
+                return await fault_wire.send_twice(writer, reply, self._late)
+        return await fault_wire.send(writer, reply)
 
     async def _restart(self) -> None:
         self._server.close()
@@ -472,126 +243,6 @@ class FaultServer:
         await self._listen()
         self.restarts += 1
         self._restarting = None
-
-    def _reply(self, asked: Asked | None, sending: Sending) -> _Reply:
-        fault, status = sending.fault, sending.status
-        if asked is None:
-            return _error(400, "the request is not JSON with messages", "invalid_request")
-        if fault == "redirect":
-            where = ("location", f"http://127.0.0.1:{self.port}/redirected/v1/chat/completions")
-            return _Reply(status, b"", (where,))
-        if status != 200:
-            code = {"429-quota": "insufficient_quota", "unknown-model": "model_not_found"}.get(fault or "", "fault")
-            return _error(status, f"the fault server says {fault}", code, self._wait_header(fault, sending.retry_after))
-        if fault == "html":
-            return _Reply(200, b"<!doctype html><title>Sign in</title><p>This network needs a login.", (), "text/html")
-        body = json.dumps(self._completion(asked, fault)).encode()
-        if fault == "truncated-json":
-            body = body[: len(body) // 2]
-        if fault == "bad-utf8":
-            body = body.replace(b"The text", b"The \xff\xfe text", 1)
-        return _Reply(200, body)
-
-    def _wait_header(self, fault: str | None, seconds: float | None) -> tuple[tuple[str, str], ...]:
-        if fault == "429-nonsense":
-            return (("retry-after", "soon"),)
-        if seconds is None:
-            return ()
-        if fault == "429-date":
-            return (("retry-after", formatdate(round(time.time() + seconds), usegmt=True)),)
-        if fault == "429-ms-header":
-            return (("retry-after-ms", f"{1000 * seconds:g}"),)
-        return (("retry-after", f"{seconds:g}"),)
-
-    def _completion(self, asked: Asked, fault: str | None) -> dict[str, Any]:
-        content, finish, refusal = self._content(asked, fault), "stop", None
-        if fault in ("length", "whitespace-loop"):
-            finish = "length" if fault == "length" else "stop"
-        if fault == "content-filter":
-            finish, content = "content_filter", content[: len(content) // 2]
-        if fault == "refusal":
-            content, refusal = None, "I cannot help with judging this post."
-        if fault in ("empty-content", "null-content"):
-            content = "" if fault == "empty-content" else None
-        message = {"role": "assistant", "content": content, "refusal": refusal}
-        model = {"wrong-model": "another-model", "dated-model": f"{self.model}-2025-01-31"}.get(fault or "", self.model)
-        name = hashlib.sha256((asked.idempotency_key or asked.question).encode()).hexdigest()[:24]
-        completion: dict[str, Any] = {
-            "id": f"chatcmpl-{name}", "object": "chat.completion", "created": 1_700_000_000, "model": model,
-            "choices": [{"index": 0, "message": message, "finish_reason": finish, "logprobs": None}],
-        }  # fmt: skip
-        read, written = len(asked.text.split()), len((content or "").split())
-        if fault != "no-usage":
-            usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
-            completion["usage"] = usage
-        if fault == "empty-choices":
-            completion["choices"] = []
-        if fault == "no-choices":
-            del completion["choices"]
-        return completion
-
-    def _content(self, asked: Asked, fault: str | None) -> str:
-        label = asked.explains or self.judgement(asked.post_text)
-        other = next((name for name in self._labels if name != label), label)
-        if fault == "wrong-label":
-            label = other
-        if fault == "label-outside":
-            label = "ecstatic"
-        text = "a post that was asked about elsewhere" if fault == "other-post" else asked.post_text
-        written = json.dumps(rationale(text, label), ensure_ascii=False)
-        if fault == "contradiction":
-            return f'{written[:-1]}, "Prediction": {json.dumps(other)}}}'
-        if fault == "fences":
-            return f"```json\n{written}\n```"
-        if fault == "prose":
-            return f"Certainly! Here is the analysis you asked for:\n\n{written}\n\nLet me know if I can help further."
-        if fault == "whitespace-loop":
-            return written.partition('"Image_analysis"')[0] + " \n\t" * 4000
-        return written[: len(written) // 2] if fault == "length" else written
-
-    def judgement(self, post_text: str) -> str:
-        """The label that the server predicts: that of `gold=<label>` in the text, else one that the text's hash draws."""
-        gold = _GOLD.search(post_text)
-        if gold and gold[1] in self._labels:
-            return gold[1]
-        digest = hashlib.sha256(post_text.encode("utf-8", "surrogatepass")).digest()
-        return self._labels[digest[0] % len(self._labels)]
-
-
-def rationale(post_text: str, label: str) -> dict[str, str]:
-    """The five fields of a good reply; the first quotes the post, so that a reply shows where it belongs."""
-    return dict(
-        zip(
-            _KEYS,
-            (
-                f"The text reads {post_text[:120]!r}, and its words sound {label} by themselves.",
-                f"The picture shows nothing that speaks against a {label} mood.",
-                "Text and picture agree, so there is no conflict between them.",
-                f"Taken together, the text and the picture make the post {label}.",
-                label,
-            ),
-            strict=True,
-        )
-    )
-
-
-def bill(log: Iterable[Sending]) -> int:
-    """How many completions of a log were billed."""
-    return sum(sending.billed for sending in log)
-
-
-def read_log(path: Path) -> list[Sending]:
-    """The log that a server appended to a file, in order; a last line that a kill cut off is left out."""
-    log: list[Sending] = []
-    for line in path.read_text().splitlines(keepends=True):
-        if not line.endswith("\n"):
-            break
-        entry = json.loads(line)
-        if "at" in entry:
-            log.append(Sending(**entry))
-        else:
-            log[entry["number"]].replied_whole = entry["replied_whole"]
-    return log
 
 
 async def _read_request(reader: asyncio.StreamReader) -> _Request | None:
@@ -606,46 +257,6 @@ async def _read_request(reader: asyncio.StreamReader) -> _Request | None:
     method, path, _ = first.split(" ")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     return _Request(method, path, headers, await reader.readexactly(int(headers.get("content-length", 0))))
-
-
-def _texts(content: Any) -> list[str]:
-    """The texts of a message, which is one text or a list of parts."""
-    if isinstance(content, str):
-        return [content]
-    return [part["text"] for part in content if part["type"] == "text"]
-
-
-def _status(fault: str | None) -> int:
-    if fault in ("reset-before", "hang", "restart"):
-        return 0
-    if fault == "redirect":
-        return 307
-    return int(fault[:3]) if fault and fault[:3].isdigit() else 200
-
-
-def _names_wait(fault: str | None) -> bool:
-    return fault in ("rate", "429-seconds", "429-date", "429-ms-header", "429-long", "503-seconds")
-
-
-def _json(status: int, body: dict[str, Any], headers: tuple[tuple[str, str], ...] = ()) -> _Reply:
-    return _Reply(status, json.dumps(body).encode(), headers)
-
-
-def _error(status: int, message: str, code: str, headers: tuple[tuple[str, str], ...] = ()) -> _Reply:
-    error = {"message": message, "type": "fault_server_error", "param": None, "code": code}
-    return _json(status, {"error": error}, headers)
-
-
-def _is_gone(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-    return reader.at_eof() or reader.exception() is not None or writer.transport.is_closing()
-
-
-def _reset(writer: asyncio.StreamWriter) -> bool:
-    """Ends the connection with a reset instead of a regular close; nothing whole was sent, so False."""
-    linger = struct.pack("ii", 1, 0)
-    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-    writer.transport.abort()
-    return False
 
 
 @contextmanager
@@ -739,7 +350,7 @@ def main() -> None:
     parser.add_argument("--forgets-keys", action="store_true", help="a repeated idempotency key is billed again")
     parser.add_argument("--while-stdin-is-open", action="store_true", help="ends when standard input does")
     given = parser.parse_args()
-    names = ["port", "faults", "by", "seed", "delay", "rate", "burst", "retry_after", "drip", "restart_after", "model", "key", "labels"]
+    names = "port faults by seed delay rate burst retry_after drip restart_after model key labels".split()  # noqa: SIM905
     settings = {name: getattr(given, name) for name in names}
     settings |= {"first_only": not given.every_sending, "honours_idempotency": not given.forgets_keys}
     asyncio.run(_run(given, **settings, log_file=given.log, keep_bodies=False))
