@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 
 import jsonargparse
 import torch
-from jsonargparse import ActionConfigFile, ArgumentError
+from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentError
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -47,8 +47,10 @@ _LOG = logging.getLogger(__name__)
 
 # In this mode, and with this setting, `${...}` follows overrides on the command line and in a second --config.
 PARSER: Final = {"parser_mode": "omegaconf+", "exit_on_error": False}
-KEPT_BY_FRESH: Final = {"log.txt", "command.key", "labels.sqlite", "labels.sqlite-wal", "labels.sqlite-shm"}
-"""The label store stays: what a teacher was paid for is never thrown away."""
+KEPT_BY_FRESH: Final = {"log.txt", "command.key"}
+KEPT_STORES: Final = "labels."
+"""How the files of the label store begin. They stay: what a teacher was paid for is never thrown away, and the lock of
+another process is not to be taken from it."""
 BEST: Final = "best.ckpt"
 LAST: Final = "last.ckpt"
 BAD_ROWS: Final = "bad_rows.jsonl"
@@ -143,6 +145,7 @@ class MulcotCLI(LightningCLI):
         parser.add_argument("--stage_dir", type=Path, help="Where the stage keeps what it makes.")
         parser.add_argument("--data_root", type=str, default=".", help="Where the data set lies, for configs to use.")
         parser.add_argument("--fresh", action="store_true", help="Starts anew, removing what the stage made before.")
+        parser.add_argument("--yes", action=ActionYesNo, nargs="?", help="Sends requests that cost money unasked.")
         parser.add_argument("--test_after_fit", type=bool, default=True, help="Evaluates the best epoch after fit.")
         parser.add_argument(
             "--losses", type=dict[str, DistillationLoss | None], default={}, help="The loss terms by name."
@@ -248,6 +251,8 @@ class MulcotCLI(LightningCLI):
 
     def before_predict(self) -> None:
         """See `_begin`."""
+        if isinstance(self.model, TeacherStage):
+            self.model.yes = bool(self._get(self.config, "yes"))
         self._begin()
 
     def after_predict(self) -> None:
@@ -356,7 +361,7 @@ def _empty(folder: Path) -> None:
     """Removes what a stage made before, the manifest first: half a stage must not look finished."""
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name in KEPT_BY_FRESH:
+        if path.name in KEPT_BY_FRESH or path.name.startswith(KEPT_STORES):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
