@@ -10,6 +10,8 @@ from mulcot.teachers.base import (
     TeacherUnavailableError,
     TeacherUse,
 )
+from mulcot.teachers.local import LocalTeacher
+from mulcot.teachers.openai_endpoint import OpenAITeacher
 from mulcot.teachers.oracle import OracleTeacher
 from mulcot.teachers.recorded import RecordedTeacher
 from mulcot.teachers.store import AnswersById, LabelStore, content_key
@@ -18,6 +20,8 @@ __all__ = [
     "AnswersById",
     "Finish",
     "LabelStore",
+    "LocalTeacher",
+    "OpenAITeacher",
     "OracleTeacher",
     "RecordedTeacher",
     "Teacher",
