@@ -160,12 +160,16 @@ class FaultServer:
             await self._restarting
         self._server.close()
         tasks = list(self._connections)
-        for task in tasks:
-            task.cancel()
+        self._end_connections()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._server.wait_closed()
         self._reserved.close()
         self._ledger.close()
+
+    def _end_connections(self) -> None:
+        for task, writer in self._connections.items():
+            writer.transport.abort()  # a regular close would wait for a client that does not read
+            task.cancel()
 
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(
@@ -236,9 +240,7 @@ class FaultServer:
 
     async def _restart(self) -> None:
         self._server.close()
-        for task, writer in list(self._connections.items()):
-            writer.transport.abort()
-            task.cancel()
+        self._end_connections()
         await asyncio.sleep(self._restart_after)
         await self._listen()
         self.restarts += 1
