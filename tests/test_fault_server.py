@@ -614,6 +614,8 @@ def test_its_process_bills_what_was_asked_before_it_was_killed(fault_server, tmp
 
     with fault_server.in_process(tmp_path, "--faults", '{"503": 1}', "--seed", "3") as server:
         assert in_loop(ask(server, "a", "a", "b", "b", "b")) == [503, 200, 503, 200, 200]
+        while not server.log[-1].replied_whole:  # noted a moment after the reply was sent
+            time.sleep(0.01)
         os.kill(server.process.pid, signal.SIGKILL)
         server.process.wait(TIMEOUT)
         assert server.bill == 2
