@@ -61,7 +61,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--store", type=str, required=True, help="The label store: <stage>/labels.sqlite.")
     parser.add_argument("--json", action="store_true", help="Prints everything as JSON.")
     parser.add_argument("--prices", type=tuple[float, float] | None, default=None,
-                        help="US dollars for a million tokens read and written, as [0.15, 0.6]; else as noted.")  # fmt: skip
+                        help="US dollars for a million tokens read and written, as [0.15, 0.6].")  # fmt: skip
     parser.add_argument("--export", type=Path | None, default=None, help="A folder to write the rationale files into.")
     parser.add_argument("--import", type=Path, default=[], nargs="+",
                         help="Rationale files whose records the next run takes instead of asking.")  # fmt: skip

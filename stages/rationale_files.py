@@ -8,10 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mulcot.files import write_atomic
-from mulcot.teachers.store import LabelStore, Settled
+from mulcot.teachers.settled import Settled
+from mulcot.teachers.store import LabelStore
 from mulcot.teachers.store_summary import SplitCounts, split_counts
 from mulcot.types import RationaleRecord
-from stages.dialogue import Outcome
+from stages.outcomes import Outcome
 
 
 def settled_row(outcome: Outcome, split: str, position: int, model: str) -> Settled:

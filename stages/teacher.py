@@ -19,13 +19,15 @@ from rich.console import Console
 from mulcot.teachers.base import Teacher, TeacherPausedError
 from mulcot.teachers.filters import RationaleFilter, Remembers
 from mulcot.teachers.limits import Budget, Closable, Prices, ask_consent, costs, estimate, prices_of
-from mulcot.teachers.store import LabelStore, Settled
+from mulcot.teachers.settled import Settled
+from mulcot.teachers.store import LabelStore
 from mulcot.teachers.store_summary import experience, note_prices, print_reconciliation, reconcile, spent
 from mulcot.types import DEFAULT_LABELS, SPLITS, InputError, Post
 from stages.background import BackgroundLoop
-from stages.dialogue import Dialogue, Rules, refuse_other_prompts
+from stages.dialogue import Dialogue, refuse_other_prompts
 from stages.labelling_progress import LabellingProgress, stderr_console
 from stages.labelling_ranks import Ranks
+from stages.outcomes import Rules
 from stages.rationale_files import settled_row, write_metrics, write_rationale_files
 
 DRAIN_SECONDS: Final = 30.0
@@ -285,12 +287,18 @@ class TeacherStage(LightningModule):
         return len(found), sum(found.values())
 
     def _posts(self) -> Iterator[Post]:
-        """The posts of all batches that `predict_step` will get."""
-        given = self.trainer.predict_dataloaders
+        """The posts of all batches that `predict_step` will get, from loaders of their own: the run's are under way.
+
+        Raises:
+            InputError: There is no data module to ask for them.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            raise InputError("a teacher that costs money needs a data module, for an estimate of what it will cost")
+        given = data.predict_dataloader()
         loaders = given if isinstance(given, list | tuple) else [given]
         for loader, batches in zip(loaders, self.trainer.num_predict_batches, strict=True):
-            limit = int(batches) if batches != float("inf") else None
-            for batch in islice(loader, limit):
+            for batch in islice(loader, None if batches == float("inf") else int(batches)):
                 yield from batch
 
     def _expected_posts(self) -> int | None:

@@ -11,12 +11,12 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, runtime_checkable
 
 from mulcot.teachers.base import Teacher, TeacherReply, TeacherRequest, TeacherSilentError, TeacherUse
+from mulcot.teachers.settled import Settled
 from mulcot.teachers.store_files import (
     SCHEMA_VERSION,
     explained,
@@ -27,7 +27,7 @@ from mulcot.teachers.store_files import (
     refuse_network,
     take_lock,
 )
-from mulcot.types import RATIONALE_KEYS, InputError, Rationale, RationaleRecord, Source
+from mulcot.types import RATIONALE_KEYS, InputError, Rationale, RationaleRecord
 
 # Of several stores that were merged, more than one may have sent an attempt: a reply comes before a refusal to reply,
 # and that before an open attempt; the origin makes the choice the same in whatever order they were merged.
@@ -48,38 +48,6 @@ class AnswersById(Protocol):
     def answers_by_id(self) -> bool:
         """Whether the reply depends on the id."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """How the dialogue about one rationale of one post ended: what the last run says beside the replies themselves."""
-
-    split: str
-    """The split."""
-    position: int
-    """Orders the posts of a split."""
-    sample: int
-    """Which of several rationales of the post."""
-    post_id: str
-    """The post."""
-    gold: str | None
-    """Its gold label."""
-    first_prediction: str | None
-    """The label that the teacher found by itself; None when it gave no valid one."""
-    source: Source | None
-    """Where the rationale comes from; None where there is none."""
-    failure: str | None
-    """The kind of failure; None where there is a rationale."""
-    reason: str
-    """The failure in words; empty where there is a rationale."""
-    model: str
-    """Who was asked."""
-    prompt_hash: str
-    """The hash of the prompt that the last reply answers; empty where nothing was asked."""
-    asks: tuple[tuple[str, int, bool], ...]
-    """Every question in order: content key, attempt, and whether this run sent it."""
-    imported: str | None = None
-    """The record as one line of JSON, where it was brought in."""
 
 
 def content_key(teacher: Teacher, request: TeacherRequest, prompt_hash: str, image_sha256: str) -> str:
@@ -301,9 +269,10 @@ class LabelStore:
             "SELECT split, position, sample, post_id, gold, first_prediction, source, failure, reason, model, "
             "prompt_hash, asks, imported FROM settled ORDER BY split, position, sample"
         )
-        for values in self._reads.execute(query):
-            asks = tuple((key, attempt, bool(is_new)) for key, attempt, is_new in json.loads(values[-2]))
-            yield Settled(*values[:-2], asks, values[-1])
+        for row in self._reads.execute(query):
+            values: list[Any] = list(row)
+            values[-2] = tuple((key, attempt, bool(is_new)) for key, attempt, is_new in json.loads(row[-2]))
+            yield Settled(*values)
 
     def tokens(self, key: str, attempt: int) -> tuple[int, int]:
         """What the reply to an attempt read and wrote; zeros where there is none."""

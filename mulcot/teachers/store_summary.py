@@ -109,7 +109,7 @@ def split_counts(store: LabelStore) -> dict[str, SplitCounts]:
 
 
 def _place(split: str) -> tuple[int, str]:
-    return (list(SPLITS).index(split) if split in SPLITS else len(SPLITS)), split  # type: ignore[arg-type]
+    return (list(SPLITS).index(split) if split in SPLITS else len(SPLITS)), split
 
 
 def reconcile(store: LabelStore, prices: Prices | None = None) -> Reconciliation:

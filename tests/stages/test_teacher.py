@@ -22,7 +22,8 @@ from mulcot.prompts import get_prompt
 from mulcot.teachers import LabelStore, RecordedTeacher, TeacherReply, TeacherRequest, TeacherSilentError
 from mulcot.teachers.limits import Budget
 from mulcot.types import DEFAULT_LABELS, InputError, Post, Rationale, RationaleRecord
-from stages.dialogue import Dialogue, Outcome, Rules
+from stages.dialogue import Dialogue
+from stages.outcomes import Outcome, Rules
 from stages.teacher import TeacherStage
 
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "twitter15"
