@@ -23,7 +23,7 @@ MAX_BODY_BYTES: Final = 4 * 2**20
 """Far more than any chat completion without a picture in it."""
 _CONNECT_SECONDS: Final = 10.0
 _KEY_HEADER: Final = "idempotency-key"
-_CHATTY_LOGGERS: Final = ("openai", "httpx2", "httpcore2")
+_CHATTY: Final = ("openai", "httpx2", "httpcore2")
 
 
 class EndpointClient:
@@ -153,9 +153,10 @@ class _CheckedStream(httpx2.AsyncByteStream):
 def _silence_loggers() -> None:
     """Keeps the libraries' loggers above the levels at which they write about every request.
 
-    They show addresses and headers of replies, and what they show is decided by others.
+    They write addresses and the headers of replies, in which a server may repeat what it was sent.
     """
-    for name in _CHATTY_LOGGERS:
+    known = [name for name in logging.root.manager.loggerDict if name.startswith(tuple(f"{top}." for top in _CHATTY))]
+    for name in (*_CHATTY, *known):
         logger = logging.getLogger(name)
         if logger.getEffectiveLevel() < logging.WARNING:
             logger.setLevel(logging.WARNING)

@@ -144,15 +144,19 @@ class RateLimit:
         assert epoch is not None
         lasted = epoch.start - before.start
         mean = max(before.sent, 1) / max(lasted, _SURE_SECONDS)
-        if before.limit is not None and lasted >= _SURE_SECONDS and before.sent >= _SURE_REQUESTS:
+        is_long = before.limit is not None and lasted >= _SURE_SECONDS and before.sent >= _SURE_REQUESTS
+        has_risen = (
+            is_long and before.is_sure and before.last_rate > _TRUST * mean
+        )  # far past an old limit, which has gone up
+        if before.limit is not None and is_long and not has_risen:
             # A server that saves up what is not used grants the mean, one that does not the last rate.
             epoch.limit, epoch.is_sure = min((mean + 2 * before.last_rate) / 3, _TRUST * mean), True
             if before.sent >= _TOLERATED:
                 epoch.limit = max(epoch.limit, before.limit)
-        elif before.limit is not None and before.is_sure:
+        elif before.limit is not None and before.is_sure and not has_risen:
             epoch.limit, epoch.is_sure = _QUICK_BACK_OFF * before.limit, True
         else:
-            # Too short a time says little: the rate is halved, and doubles again.
+            # Next to nothing is known: the rate is halved, and doubles again.
             epoch.limit, epoch.is_sure = max(mean, before.last_rate / 2), False
             epoch.doubling = max(2.0, 2 * _SURE_REQUESTS / epoch.limit)
 

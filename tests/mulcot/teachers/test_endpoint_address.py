@@ -95,7 +95,9 @@ def test_unusable_key_names_the_variable_alone(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("given", [SECRET, "skcanary0123456789abcdef", "SK-CANARY", "", "A" * 65, "A B", f"KEY\n{SECRET}"])
+@pytest.mark.parametrize(
+    "given", [SECRET, "skcanary0123456789abcdef", "SK-CANARY", "", "A" * 65, "A B", f"KEY\n{SECRET}"]
+)
 def test_key_in_the_place_of_its_variable_is_refused_and_not_repeated(given: str) -> None:
     with pytest.raises(InputError, match=r"^api_key_env: must be the name .* not repeated here") as caught:
         read_key(given)

@@ -138,7 +138,7 @@ def test_other_model(served: str, asked: str) -> None:
 
 
 def test_reply_of_another_model_says_both_names() -> None:
-    with pytest.raises(SendingFailedError, match="answers as model 'other' instead of 'm': .* reply_model") as caught:
+    with pytest.raises(SendingFailedError, match=r"answers as model 'other' instead of 'm': .* reply_model") as caught:
         read(completion(model="other"))
     assert caught.value.verdict == "wrong"
     assert read(completion(model=None)).text == "text"

@@ -206,9 +206,9 @@ def test_a_lower_limit_is_found_and_a_higher_one_too() -> None:
     served: dict[int, int] = {}
 
     async def change() -> None:
-        for number, rate in enumerate([40, 10, 80]):
+        for number, (rate, seconds) in enumerate([(40, 60), (10, 60), (80, 120)]):
             server.rate = server.burst = rate
-            await asyncio.sleep(60)
+            await asyncio.sleep(seconds)
             before = server.served
             await asyncio.sleep(60)
             served[number] = server.served - before

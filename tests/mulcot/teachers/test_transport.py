@@ -58,9 +58,7 @@ def test_sent_again_until_there_is_a_reply() -> None:
 
 def test_unavailable_after_all_retries_with_the_last_reason() -> None:
     send, sent = scripted(SendingFailedError("500: first"), SendingFailedError("503: later"))
-    with pytest.raises(
-        TeacherUnavailableError, match=r"^https://host/v1: no reply after 4 sendings, .*: 503: later$"
-    ):
+    with pytest.raises(TeacherUnavailableError, match=r"^https://host/v1: no reply after 4 sendings, .*: 503: later$"):
         asyncio.run(a_transport(Clock(), max_retries=3).ask("key", send))
     assert len(sent) == 4
 
@@ -70,7 +68,7 @@ def test_unavailable_after_all_retries_with_the_last_reason() -> None:
 )
 def test_what_is_no_use_is_sent_once(verdict: Any, error: type[Exception]) -> None:
     send, sent = scripted(SendingFailedError("4xx: why", verdict))
-    with pytest.raises(error, match="^https://host/v1: 4xx: why$") as caught:
+    with pytest.raises(error, match=r"^https://host/v1: 4xx: why$") as caught:
         asyncio.run(a_transport(Clock()).ask("key", send))
     assert type(caught.value) is error
     assert len(sent) == 1
