@@ -156,7 +156,7 @@ class Estimate:
     """Money; None where prices are not known."""
 
     def __str__(self) -> str:
-        money = "at prices that were not given" if self.usd is None else f"about ${self.usd:,.2f}"
+        money = "for a price that nobody gave" if self.usd is None else f"about ${self.usd:,.2f}"
         return (
             f"{self.questions:,} questions have no reply yet: about {self.requests:,} requests, "
             f"{self.prompt_tokens:,} tokens read and {self.completion_tokens:,} written, {money}"

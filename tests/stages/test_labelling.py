@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from mulcot.teachers import (
@@ -234,6 +235,23 @@ def test_duplicates_come_out_the_same_in_another_order(tmp_path: Path, make_post
     predict(again, tmp_path, {"train": posts[::-1]}, filters=[DuplicateFilter()])
     assert again.requests == []
     assert {line["post_id"]: line for line in lines(tmp_path / "rationales-train.jsonl")} == before
+
+
+def test_filters_and_prices_are_written_in_yaml(tmp_path: Path) -> None:
+    parser = ArgumentParser()
+    parser.add_class_arguments(TeacherStage, "model")
+    (tmp_path / "replies.json").write_text('[{"id": 1, "cot": "x"}]')
+    teacher = {"class_path": "mulcot.teachers.RecordedTeacher", "init_args": {"path": str(tmp_path / "replies.json")}}
+    filters = [
+        {"class_path": "mulcot.teachers.filters.LengthFilter", "init_args": {"max_words": 9}},
+        {"class_path": "mulcot.teachers.image_agreement.ImageAgreementFilter", "init_args": {"min_cosine": 0.25}},
+    ]
+    values = {"teacher": teacher, "stage_dir": str(tmp_path), "filters": filters, "max_usd": 3}
+    config = parser.parse_object({"model": values | {"prices": {"prompt": 0.15, "completion": 0.6}}})
+    stage = parser.instantiate_classes(config).model
+    length, agreement = stage._rules.filters
+    assert (length.max_words, agreement.min_cosine) == (9, 0.25)
+    assert stage._limits == Budget(max_usd=3, prices=Prices(0.15, 0.6))
 
 
 # -- stopping -----------------------------------------------------------------------------------------------------
