@@ -6,11 +6,9 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
-IMPATIENT_SECONDS: Final = 2.0
-"""How long a thread may take to end after somebody asked twice."""
 
 
 class BackgroundLoop:
@@ -58,20 +56,15 @@ class BackgroundLoop:
         """Cancels what is still under way, runs `last()` and ends the thread.
 
         Raises:
-            BaseException: What `last()` raises. A KeyboardInterrupt meanwhile ends the wait, and the thread is left to
-                end by itself.
+            BaseException: What `last()` raises.
         """
         for future in list(self._under_way):
             future.cancel()
-        patience: float | None = None
         try:
             asyncio.run_coroutine_threadsafe(last(), self._loop).result()
-        except KeyboardInterrupt:
-            patience = IMPATIENT_SECONDS
-            raise
         finally:
             self._loop.call_soon_threadsafe(self._stop.set)
-            self._thread.join(patience)
+            self._thread.join()
 
     async def _serve(self, started: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()

@@ -7,6 +7,7 @@ import hashlib
 import re
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from mulcot.generation.parsing import RationaleRefusedError, parse_rationale
@@ -19,9 +20,10 @@ from mulcot.teachers.base import (
     TeacherUnavailableError,
     TeacherUse,
 )
+from mulcot.teachers.content_keys import content_key, idempotency_key
 from mulcot.teachers.filters import Candidate
 from mulcot.teachers.limits import Budget
-from mulcot.teachers.store import LabelStore, content_key, idempotency_key
+from mulcot.teachers.store import LabelStore
 from mulcot.teachers.store_writer import GroupCommit
 from mulcot.types import InputError, Post, Rationale, RationaleRecord, Setting, Source
 from stages.outcomes import Ask, Failure, Outcome, Rules
@@ -30,6 +32,8 @@ SETTINGS: Final[tuple[Setting, ...]] = ("msc", "masc")
 USES: Final[dict[TeacherUse, PromptUse]] = {"predict": "teacher_predict", "explain": "teacher_explain"}
 _BLANKS: Final = re.compile(r"(?:\s|\\[nrt]){100}")
 """A model that is caught in a loop of blanks, also of those that JSON spells with a backslash."""
+_LOOK_SECONDS: Final = 0.1
+"""How often a draining run looks whether it is to be abandoned."""
 _CUT: Final = {"length": "the reply was cut off at its greatest length", "filtered": "a content filter took the reply"}
 
 
@@ -86,7 +90,7 @@ class Dialogue:
         self._teacher = teacher
         self._store = store
         self._rules = rules
-        self._stopped = False
+        self._stopped = self._abandoned = False
         self._noted: set[str] = set()
         self._under_way: dict[tuple[str, int], asyncio.Task[TeacherReply]] = {}
 
@@ -129,6 +133,10 @@ class Dialogue:
         """Sends nothing new from now on; may be called from any thread. Dialogues that would send are cancelled."""
         self._stopped = True
 
+    def abandon(self) -> None:
+        """Has `drain` wait no longer; may be called from any thread and from a signal's handler."""
+        self._abandoned = True
+
     async def drain(self, seconds: float) -> None:
         """Waits for the requests under way, so that their replies are stored; cancels them after `seconds`.
 
@@ -138,12 +146,14 @@ class Dialogue:
         self.stop()
         try:
             waiting = set(self._under_way.values())
-            if waiting:
-                _, late = await asyncio.wait(waiting, timeout=seconds)
-                for task in late:
-                    task.cancel()
-                # What a request raises here belongs to a run that is already being stopped by an earlier error.
-                await asyncio.gather(*waiting, return_exceptions=True)
+            deadline = asyncio.get_running_loop().time() + seconds
+            late = waiting
+            while late and not self._abandoned and asyncio.get_running_loop().time() < deadline:
+                _, late = await asyncio.wait(late, timeout=min(_LOOK_SECONDS, seconds))
+            for task in late:
+                task.cancel()
+            # What a request raises here belongs to a run that is already being stopped by an earlier error.
+            await asyncio.gather(*waiting, return_exceptions=True)
         finally:
             await self.writes.close()
 
@@ -163,6 +173,7 @@ class Dialogue:
             first_prediction=log.first_prediction,
             asks=tuple(log.asks),
             prompt_hash=log.prompt_hash,
+            image_sha256=log.image_sha256,
             is_imported=log.is_imported,
         )
 
@@ -361,6 +372,9 @@ def image_sha256(post: Post) -> str:
         InputError: It cannot be read.
     """
     try:
+        if isinstance(post.image, Path):  # ten thousand of them: the shortest way to the bytes
+            with open(post.image, "rb", buffering=0) as file:
+                return hashlib.sha256(file.read()).hexdigest()
         return hashlib.sha256(post.image.read_bytes()).hexdigest()
     except OSError as error:
         raise InputError(f"post {post.id!r}: cannot read its picture {post.image}: {error.strerror}") from error

@@ -75,5 +75,7 @@ class Outcome:
     """Every question, in order."""
     prompt_hash: str
     """The hash of the prompt that was asked last; empty when nothing was."""
+    image_sha256: str = ""
+    """The hash of the post's picture; empty when nothing was asked."""
     is_imported: bool = False
     """Whether the rationale was brought in instead of asked for."""

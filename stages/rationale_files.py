@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mulcot.files import write_atomic
-from mulcot.teachers.settled import Settled
+from mulcot.teachers.settled import Conclusion, Settled
 from mulcot.teachers.store import LabelStore
 from mulcot.teachers.store_summary import SplitCounts, split_counts
-from mulcot.types import RationaleRecord
+from mulcot.types import Post, RationaleRecord
 from stages.outcomes import Outcome
 
 
@@ -32,6 +32,24 @@ def settled_row(outcome: Outcome, split: str, position: int, model: str) -> Sett
         prompt_hash=outcome.prompt_hash,
         asks=tuple((ask.key, ask.attempt, ask.is_new) for ask in outcome.asks),
         imported=record.to_json() if record is not None and outcome.is_imported else None,
+    )
+
+
+def replayed_row(found: Conclusion, post: Post, split: str, position: int) -> Settled:
+    """The same of a dialogue that an earlier run led."""
+    return Settled(
+        split=split,
+        position=position,
+        sample=0,
+        post_id=post.id,
+        gold=post.label,
+        first_prediction=found.first_prediction,
+        source=found.source,
+        failure=None,
+        reason="",
+        model=found.model,
+        prompt_hash=found.prompt_hash,
+        asks=tuple((key, attempt, False) for key, attempt in found.asks),
     )
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
+from types import FrameType
 from typing import Final
 
 import torch
@@ -19,16 +19,18 @@ from rich.console import Console
 from mulcot.teachers.base import Teacher, TeacherPausedError
 from mulcot.teachers.filters import RationaleFilter, Remembers
 from mulcot.teachers.limits import Budget, Closable, Prices, ask_consent, costs, estimate, prices_of
-from mulcot.teachers.settled import Settled
+from mulcot.teachers.settled import Conclusion, Settled
 from mulcot.teachers.store import LabelStore
 from mulcot.teachers.store_summary import experience, note_prices, print_reconciliation, reconcile, spent
-from mulcot.types import DEFAULT_LABELS, SPLITS, InputError, Post
+from mulcot.types import DEFAULT_LABELS, InputError, Post
 from stages.background import BackgroundLoop
 from stages.dialogue import Dialogue, refuse_other_prompts
 from stages.labelling_progress import LabellingProgress, stderr_console
 from stages.labelling_ranks import Ranks
 from stages.outcomes import Rules
-from stages.rationale_files import settled_row, write_metrics, write_rationale_files
+from stages.post_loaders import expected_posts, posts_of, split_names
+from stages.rationale_files import replayed_row, settled_row, write_metrics, write_rationale_files
+from stages.replay import Replay
 
 DRAIN_SECONDS: Final = 30.0
 """How long a run that is being stopped waits for replies that are already paid for."""
@@ -103,7 +105,10 @@ class TeacherStage(LightningModule):
         self._progress: LabellingProgress | None = None
         self._split_names: list[str] = []
         self._handed = 0
+        self._replay: Replay | None = None
         self._rows: list[Settled] = []
+        self._conclusions: list[tuple[str, Conclusion]] = []
+        self._replayed: list[Settled] = []
 
     def configure_callbacks(self) -> list[Callback]:
         """The callback that closes the stage when the run fails anywhere."""
@@ -135,7 +140,7 @@ class TeacherStage(LightningModule):
             InputError: The store answers other prompts or cannot be written, the data module names too few splits,
                 or there is no consent to the cost.
         """
-        self._split_names = self._splits()
+        self._split_names = split_names(self.trainer)
         self._ranks = Ranks(self.trainer, self.stage_dir)
         self._store = self._ranks.open_first()
         error: InputError | None = None
@@ -143,8 +148,9 @@ class TeacherStage(LightningModule):
         try:
             self._store = self._store or self._ranks.open_own()
             self._dialogue = self._prepare(self._store, self._ranks)
+            self._replay = Replay(self.teacher, self._store, self._rules)
             if costs(self.teacher):
-                unanswered = self._unanswered(self._store, self._dialogue)
+                unanswered = self._unanswered(self._store, self._dialogue, self._replay)
         except InputError as refused:  # told when all are asked: the others wait
             error = refused
         self._agree_on_cost(unanswered, error)
@@ -157,7 +163,7 @@ class TeacherStage(LightningModule):
         self._progress = LabellingProgress(
             self.stage_dir / "progress.json" if first else None,
             self._dialogue.budget,
-            self._expected_posts(),
+            expected_posts(self.trainer, self._split_names),
             stderr_console() if shown else None,
         )
 
@@ -174,8 +180,16 @@ class TeacherStage(LightningModule):
         assert self._loop is not None
         assert self._ranks is not None
         first = (batch_idx * self._ranks.size + self._ranks.rank) * _BATCH
+        assert self._replay is not None
+        split = self._split_names[dataloader_idx]
         for place, post in enumerate(batch):
-            self._loop.submit(partial(self._label, post, self._split_names[dataloader_idx], first + place))
+            found = self._replay.find(post)
+            if found is None:
+                self._loop.submit(partial(self._label, post, split, first + place))
+            else:
+                self._replayed.append(replayed_row(found, post, split, first + place))
+                assert self._progress is not None
+                self._progress.settled(1, 1)
         self._handed += len(batch)
         return len(batch)
 
@@ -198,10 +212,17 @@ class TeacherStage(LightningModule):
             self._tell()
         self._close_store()
 
-    def stop(self) -> None:
-        """Sends nothing new from now on."""
-        if self._dialogue is not None:
-            self._dialogue.stop()
+    def stop(self, now: bool = False) -> None:
+        """Sends nothing new from now on.
+
+        Args:
+            now: Whether what is under way is not waited for either.
+        """
+        dialogue = self._dialogue
+        if dialogue is not None:
+            dialogue.stop()
+            if now:
+                dialogue.abandon()
 
     def close(self, error: BaseException) -> None:
         """Ends a run before its end: waits for the replies to what was already sent, and closes the store.
@@ -231,7 +252,10 @@ class TeacherStage(LightningModule):
         assert self._dialogue is not None
         assert self._progress is not None
         outcomes = await self._dialogue.run(post)
-        self._rows += [settled_row(outcome, split, position, self.teacher.name) for outcome in outcomes]
+        assert self._replay is not None
+        model = self.teacher.name
+        self._rows += [settled_row(outcome, split, position, model) for outcome in outcomes]
+        self._conclusions += [found for outcome in outcomes if (found := self._replay.conclusion(outcome, model))]
         if len(self._rows) >= _SETTLE_AT_ONCE:
             self._write_rows(self._dialogue)
         self._progress.settled(sum(outcome.record is not None for outcome in outcomes), len(outcomes))
@@ -239,7 +263,8 @@ class TeacherStage(LightningModule):
     def _write_rows(self, dialogue: Dialogue) -> None:
         assert self._store is not None
         dialogue.writes.note(partial(self._store.settle, self._rows))
-        self._rows = []
+        dialogue.writes.note(partial(self._store.conclude, self._conclusions))
+        self._rows, self._conclusions = [], []
 
     def _prepare(self, store: LabelStore, ranks: Ranks) -> Dialogue:
         """What has to be right before anything is asked."""
@@ -276,37 +301,15 @@ class TeacherStage(LightningModule):
                 error = refused
         self._ranks.agree(error)
 
-    def _unanswered(self, store: LabelStore, dialogue: Dialogue) -> tuple[int, int]:
+    def _unanswered(self, store: LabelStore, dialogue: Dialogue, replay: Replay) -> tuple[int, int]:
         """How many first questions of this process have no reply yet, and the length of their prompts together."""
         found: dict[str, int] = {}
-        for post in self._posts():
-            for sample in range(self._rules.rationales_per_post):
+        for post in posts_of(self.trainer):
+            for sample in range(0 if replay.find(post) else self._rules.rationales_per_post):
                 question = dialogue.first_question(post, sample)
                 if question is not None and not store.is_answered(question[0], 0):
                     found[question[0]] = question[1]
         return len(found), sum(found.values())
-
-    def _posts(self) -> Iterator[Post]:
-        """The posts of all batches that `predict_step` will get, from loaders of their own: the run's are under way.
-
-        Raises:
-            InputError: There is no data module to ask for them.
-        """
-        data = getattr(self.trainer, "datamodule", None)
-        if data is None:
-            raise InputError("a teacher that costs money needs a data module, for an estimate of what it will cost")
-        given = data.predict_dataloader()
-        loaders = given if isinstance(given, list | tuple) else [given]
-        for loader, batches in zip(loaders, self.trainer.num_predict_batches, strict=True):
-            for batch in islice(loader, None if batches == float("inf") else int(batches)):
-                yield from batch
-
-    def _expected_posts(self) -> int | None:
-        """How many posts this process will get, where the data module can say."""
-        posts = getattr(getattr(self.trainer, "datamodule", None), "posts", None)
-        if not callable(posts) or self._ranks is None:
-            return None
-        return -(-sum(len(posts(split)) for split in self._split_names) // self._ranks.size)
 
     def _end_loop(self) -> None:
         try:
@@ -316,12 +319,14 @@ class TeacherStage(LightningModule):
         finally:
             if self._progress is not None:
                 self._progress.close()
-            self._progress = self._dialogue = None
+            self._progress = self._dialogue = self._replay = None
 
     async def _last(self) -> None:
         """What is left to do in the event loop when no dialogue is under way any more."""
         assert self._dialogue is not None
         try:
+            self._rows += self._replayed
+            self._replayed = []
             self._write_rows(self._dialogue)
             await self._dialogue.drain(DRAIN_SECONDS)
         finally:
@@ -355,16 +360,6 @@ class TeacherStage(LightningModule):
             self._store.close()
         self._store = None
 
-    def _splits(self) -> list[str]:
-        """The names of the data loaders, in order."""
-        names = list(getattr(getattr(self.trainer, "datamodule", None), "predict_splits", SPLITS))
-        loaders = len(self.trainer.num_predict_batches)
-        if loaders > len(names):
-            raise InputError(
-                f"there are {loaders} loaders of posts but only {len(names)} split names: {', '.join(names)}"
-            )
-        return names[:loaders]
-
 
 class _CloseOnException(Callback):
     """Closes the stage on an error or on Ctrl-C, wherever in the run it happens."""
@@ -380,8 +375,14 @@ class _CloseOnException(Callback):
             f"stopping: replies under way are awaited for up to {DRAIN_SECONDS:.0f} s; Ctrl-C again stops now",
             file=sys.stderr,
         )
+
+        def abandon(number: int, frame: FrameType | None) -> None:
+            # The wait ends in its own way: an exception here could come between any two lines. A third one may.
+            pl_module.stop(now=True)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
         # Lightning ignores Ctrl-C from the first one on; whoever gives a second one does not want to wait.
-        ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
+        ignored = signal.signal(signal.SIGINT, abandon)
         try:
             pl_module.close(exception)
         finally:

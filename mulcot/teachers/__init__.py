@@ -10,11 +10,12 @@ from mulcot.teachers.base import (
     TeacherUnavailableError,
     TeacherUse,
 )
+from mulcot.teachers.content_keys import AnswersById, content_key
 from mulcot.teachers.local import LocalTeacher
 from mulcot.teachers.openai_endpoint import OpenAITeacher
 from mulcot.teachers.oracle import OracleTeacher
 from mulcot.teachers.recorded import RecordedTeacher
-from mulcot.teachers.store import AnswersById, LabelStore, content_key
+from mulcot.teachers.store import LabelStore
 
 __all__ = [
     "AnswersById",

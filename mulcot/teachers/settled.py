@@ -37,3 +37,19 @@ class Settled:
     """Every question in order: content key, attempt, and whether this run sent it."""
     imported: str | None = None
     """The record as one line of JSON, where it was brought in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conclusion:
+    """How a dialogue came to its rationale, as far as it does not depend on the run."""
+
+    source: Source
+    """Where the rationale comes from."""
+    first_prediction: str | None
+    """The label that the teacher found by itself."""
+    model: str
+    """Who was asked."""
+    prompt_hash: str
+    """The hash of the prompt that the last reply answers."""
+    asks: tuple[tuple[str, int], ...]
+    """Every question in order: content key and attempt; the last one's reply holds the rationale."""

@@ -6,19 +6,18 @@ judgement. Whatever stops a run, the store says what was asked and what came bac
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Protocol, Self, runtime_checkable
+from typing import Any, Final, Self
 
-from mulcot.teachers.base import Teacher, TeacherReply, TeacherRequest, TeacherSilentError, TeacherUse
-from mulcot.teachers.settled import Settled
+from mulcot.teachers.base import TeacherReply, TeacherSilentError, TeacherUse
+from mulcot.teachers.settled import Conclusion, Settled
 from mulcot.teachers.store_files import (
-    SCHEMA_VERSION,
     explained,
     file_system_of,
     give_lock_back,
@@ -35,47 +34,6 @@ THE_ROW: Final = (
     "(SELECT rowid FROM attempts WHERE key=? AND attempt=? ORDER BY reply IS NULL, outcome IS NULL, origin LIMIT 1)"
 )
 _EXPECTED: Final = "expect/"
-
-
-@runtime_checkable
-class AnswersById(Protocol):
-    """A teacher that looks its replies up by the post's id: the id then belongs to the content key.
-
-    Without it, two posts with the same text, aspect and picture are one question, asked and paid once.
-    """
-
-    @property
-    def answers_by_id(self) -> bool:
-        """Whether the reply depends on the id."""
-        ...
-
-
-def content_key(teacher: Teacher, request: TeacherRequest, prompt_hash: str, image_sha256: str) -> str:
-    """The name under which the replies to a request are kept: SHA-256 (hex) of all that a reply depends on.
-
-    The attempt is not part of it; the gold label is part of it only where the teacher is told it (`explain`).
-    """
-    by_id = isinstance(teacher, AnswersById) and teacher.answers_by_id
-    content = {
-        "schema": SCHEMA_VERSION,
-        "teacher": teacher.name,
-        "parameters": dict(teacher.parameters),
-        "use": request.use,
-        "prompt_hash": prompt_hash,
-        "prompt": request.prompt.text,
-        "image": image_sha256,
-        "text": request.post.text,
-        "aspect": request.post.aspect,
-        "label": request.label,
-        "sample": request.sample,
-        "id": request.post.id if by_id else None,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def idempotency_key(key: str, attempt: int) -> str:
-    """The name of one attempt at one question, equal for every sending of it: 32 hex digits."""
-    return hashlib.sha256(f"{key}/{attempt}".encode()).hexdigest()[:32]
 
 
 class LabelStore:
@@ -246,6 +204,27 @@ class LabelStore:
         """The records that were brought in for a post, in the order in which they were."""
         query = "SELECT record FROM imported WHERE post_id=? ORDER BY rowid"
         return [RationaleRecord.from_dict(json.loads(line)) for (line,) in self._reads.execute(query, (post_id,))]
+
+    def has_imported(self) -> bool:
+        """Whether any record was brought in."""
+        return self._reads.execute("SELECT 1 FROM imported LIMIT 1").fetchone() is not None
+
+    def conclude(self, rows: Iterable[tuple[str, Conclusion]]) -> None:
+        """Keeps how dialogues came to their rationales, by fingerprints of all that they depend on."""
+        values = ((name, *found.asks[-1], json.dumps(astuple(found))) for name, found in rows)
+        with self.transaction() as db:
+            db.executemany("INSERT OR REPLACE INTO concluded VALUES (?, ?, ?, ?)", values)
+
+    def concluded(self, fingerprint: str) -> Conclusion | None:
+        """How a dialogue came to its rationale, None where none did or the rationale was refused since."""
+        row = self._reads.execute(
+            "SELECT conclusion FROM concluded JOIN accepted USING (key, attempt) WHERE fingerprint=?", (fingerprint,)
+        ).fetchone()
+        if row is None:
+            return None
+        values: list[Any] = json.loads(row[0])
+        values[-1] = tuple((key, attempt) for key, attempt in values[-1])
+        return Conclusion(*values)
 
     def forget_settled(self) -> None:
         """Begins a new run: how the last one ended no longer counts."""

@@ -41,6 +41,12 @@ CREATE TABLE IF NOT EXISTS accepted (
     rationale TEXT NOT NULL,           -- the five keys as JSON
     PRIMARY KEY (key, attempt)
 );
+CREATE TABLE IF NOT EXISTS concluded ( -- dialogues that ended in a rationale, so that they need not be led again
+    fingerprint TEXT NOT NULL PRIMARY KEY,  -- of all that the dialogue depends on
+    key TEXT NOT NULL,                 -- of the accepted rationale
+    attempt INTEGER NOT NULL,
+    conclusion TEXT NOT NULL           -- JSON
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS imported (  -- rationale records that were brought in, by post
     post_id TEXT NOT NULL,
     record TEXT NOT NULL,              -- the line of the rationale file

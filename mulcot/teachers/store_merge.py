@@ -23,6 +23,7 @@ WHERE (excluded.sent, excluded.reply IS NOT NULL, excluded.outcome IS NOT NULL)
 _REST: Final = (
     # Only what the row that counts still says: another store may have judged the same attempt.
     "INSERT OR IGNORE INTO accepted SELECT * FROM other.accepted",
+    "INSERT OR IGNORE INTO concluded SELECT * FROM other.concluded",
     "INSERT OR IGNORE INTO imported SELECT post_id, record FROM other.imported ORDER BY rowid",
     "INSERT OR IGNORE INTO notes SELECT name, value FROM other.notes WHERE name != 'origin' AND name != 'ended'",
 )

@@ -8,7 +8,7 @@ import io
 import json
 import os
 import signal
-import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,13 +26,14 @@ from mulcot.teachers import (
     TeacherRequest,
     TeacherUnavailableError,
 )
+from mulcot.teachers.content_keys import idempotency_key
 from mulcot.teachers.filters import Candidate, DuplicateFilter
 from mulcot.teachers.limits import Budget, Prices
-from mulcot.teachers.store import idempotency_key
 from mulcot.teachers.store_files import StoreLockedError
 from mulcot.teachers.store_summary import reconcile
 from mulcot.types import InputError, Post, Rationale, RationaleRecord
 from stages import teacher as teacher_module
+from stages.dialogue import Dialogue
 from stages.labelling_progress import LabellingProgress
 from stages.teacher import TeacherStage
 
@@ -318,7 +319,7 @@ def test_a_full_disk_stops_the_run_and_the_same_command_goes_on(
     assert len(rest.requests) < 30
 
 
-def test_a_second_ctrl_c_stops_now(tmp_path: Path, make_post: Make) -> None:
+def test_a_second_ctrl_c_stops_now(tmp_path: Path, make_post: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     cancelled = []
 
     async def hang() -> TeacherReply:
@@ -332,32 +333,25 @@ def test_a_second_ctrl_c_stops_now(tmp_path: Path, make_post: Make) -> None:
     def interrupt(request: TeacherRequest, count: int) -> Any:
         if count == 3:
             os.kill(os.getpid(), signal.SIGINT)
-            wait_for_drain.start()
         return hang()
 
-    def again() -> None:
-        while signal.getsignal(signal.SIGINT) is not signal.default_int_handler or not stopping.wait(60):
-            pass
+    drain = Dialogue.drain
+
+    async def interrupted(self: Dialogue, seconds: float) -> None:
         os.kill(os.getpid(), signal.SIGINT)
+        await drain(self, seconds)
 
-    stopping = threading.Event()
-    wait_for_drain = threading.Thread(target=again)
+    monkeypatch.setattr(Dialogue, "drain", interrupted)
+    monkeypatch.setattr(teacher_module, "DRAIN_SECONDS", 300.0)
     teacher = Answers(interrupt)
-    stage = TeacherStage(teacher, tmp_path, concurrency=3)
-    end_loop = stage._end_loop
-
-    def noted() -> None:
-        stopping.set()
-        end_loop()
-
-    stage._end_loop = noted  # type: ignore[method-assign]
     before = signal.getsignal(signal.SIGINT)
+    began = time.monotonic()
     try:
-        with pytest.raises(KeyboardInterrupt):
-            shared.make_trainer().predict(stage, datamodule=shared.Posts({"train": many(make_post, 20)}))
+        with pytest.raises(SystemExit):
+            predict(teacher, tmp_path, {"train": many(make_post, 20)}, concurrency=3)
     finally:
         signal.signal(signal.SIGINT, before)
-        wait_for_drain.join()
+    assert time.monotonic() - began < 200, "it did not wait for the drain to end"
     assert len(teacher.requests) == 3
     assert cancelled == [True] * 3
     assert figures(tmp_path).unknown_outcome == 3
@@ -390,6 +384,39 @@ def test_added_edited_and_reordered_posts(tmp_path: Path, make_post: Make) -> No
     edited = [replace(post, text=f"edited {post.id}") if int(post.id) % 20 == 7 else post for post in added]
     assert new_requests(edited) == 3
     assert new_requests(edited[::-1]) == 0
+
+
+def test_conclusions_are_found_again_as_long_as_all_that_they_depend_on_is_the_same(
+    tmp_path: Path, make_post: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    posts = {"train": many(make_post, 6)}
+    script = {(str(number), "predict", 0): WRONG if number == 3 else RIGHT for number in range(6)}
+    script |= {("3", "explain", 0): RIGHT, ("4", "predict", 0): "noise", ("4", "predict", 1): RIGHT}
+    predict(Scripted(script), tmp_path, posts)
+    before = exports(tmp_path)
+    led: list[str] = []
+    run = Dialogue.run
+    monkeypatch.setattr(Dialogue, "run", lambda self, post: led.append(post.id) or run(self, post))
+    predict(Scripted({}), tmp_path, posts)
+    assert led == []
+    assert exports(tmp_path) == before
+
+    def led_with(changed: list[Post], **settings: Any) -> list[str]:
+        led.clear()
+        predict(Scripted({}), tmp_path, {"train": changed}, **settings)
+        return sorted(led)
+
+    first, *rest = posts["train"]
+    assert led_with([replace(first, text="other"), *rest]) == ["0"]
+    assert led_with([replace(first, label="negative"), *rest]) == ["0"]
+    assert led_with([first, *rest], max_reasks=1) == [post.id for post in posts["train"]]
+    assert led_with([first, *rest], filters=[NoFirst()]) == [post.id for post in posts["train"]]
+    first.image.write_bytes(b"another picture")
+    assert led_with([first, *rest]) == ["0"]
+    with LabelStore(tmp_path / "labels.sqlite") as store:
+        for key, attempt in store.read("SELECT key, attempt FROM accepted"):
+            store.refuse(key, attempt, "a stricter parser")
+    assert led_with(rest) == [post.id for post in rest], "rationales that were taken back are looked at again"
 
 
 def test_another_version_of_the_prompts_is_refused_with_both_named(

@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mulcot.teachers.store import LabelStore, idempotency_key
+from mulcot.teachers.content_keys import idempotency_key
+from mulcot.teachers.store import LabelStore
 from mulcot.teachers.store_summary import reconcile
 from mulcot.types import DEFAULT_LABELS
 

@@ -16,7 +16,8 @@ import pytest
 
 from mulcot.prompts import RenderedPrompt, Segment
 from mulcot.teachers.base import TeacherReply, TeacherRequest, TeacherSilentError
-from mulcot.teachers.store import LabelStore, content_key, idempotency_key
+from mulcot.teachers.content_keys import content_key, idempotency_key
+from mulcot.teachers.store import LabelStore
 from mulcot.teachers.store_files import StoreLockedError, file_system_of
 from mulcot.types import InputError, Post, Rationale, RationaleRecord
 
