@@ -15,7 +15,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -272,9 +271,7 @@ def _write_tokens(plan: Plan, name: str, posts: Sequence[Post], sizes: dict[Any,
     from mulcot.types import TASKS
 
     encoder = load_encoder(plan)
-    encoded = EncodedPosts.encode(posts, encoder, TASKS)
-    heads = [encoder.head_tokens(post.setting, *sizes[post.image]) for post in posts]
-    encoded.head_tokens = np.array(heads, dtype=np.int32)
+    encoded = EncodedPosts.encode(posts, encoder, TASKS, [sizes[post.image] for post in posts])
     temporary = plan.building / f".{name}.npz"
     write_shard(temporary, encoded)
     os.replace(temporary, plan.building / f"{name}.npz")
