@@ -29,7 +29,7 @@ class Parsed(MulcotCLI):
 
 
 def parse(*args: str) -> dict:
-    cli = Parsed(args)
+    cli = Parsed(args, Path())
     return yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))[args[0]]
 
 

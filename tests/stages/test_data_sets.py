@@ -144,7 +144,7 @@ def test_a_conversion_gives_the_same_training_as_its_source(
             source if name == "source" else {"class_path": "Converted", "init_args": {"folder": f"{tmp_path}/{name}"}}
         )
         assert fit(embedded, tmp_path / "stages" / name, posts, *options) == 0
-        made[name] = (tmp_path / "stages" / name / "predictions-test.jsonl").read_text()
+        made[name] = (tmp_path / "stages" / name / "predictions.jsonl").read_text()
     assert made["plain"] == made["tokens"] == made["inside"] == made["source"]
     capsys.readouterr()
 
@@ -164,7 +164,7 @@ def test_any_number_of_labels(embedded: Path, tmp_path: Path, count: int) -> Non
     posts = {"class_path": "Table", "init_args": {"files": files, "image_root": str(tmp_path), "labels": labels}}
     options = ["--model.init_args.labels", json.dumps(labels), "--data.init_args.eval_max_tokens", 4000]
     assert fit(embedded, tmp_path / "stage", posts, *options) == 0
-    answers = [json.loads(line) for line in (tmp_path / "stage" / "predictions-test.jsonl").read_text().splitlines()]
+    answers = [json.loads(line) for line in (tmp_path / "stage" / "predictions.jsonl").read_text().splitlines()]
     assert [answer["post_id"] for answer in answers] == [f"test{n}" for n in range(count)], "in the split's order"
     for answer in answers:
         assert list(answer["probabilities"]) == labels
