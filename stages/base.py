@@ -19,7 +19,17 @@ from mulcot.callbacks import DistillationLoss
 from mulcot.files import write_atomic
 from mulcot.generation import RationaleRefusedError, decode_replies, label_probabilities, parse_rationale
 from mulcot.metrics import ClassificationReport, ReasoningReport
-from mulcot.models import DType, Lora, head, hidden_states, load_model, load_processor, save_model, trained_state
+from mulcot.models import (
+    DType,
+    Lora,
+    find_model,
+    head,
+    hidden_states,
+    load_model,
+    load_processor,
+    save_model,
+    trained_state,
+)
 from mulcot.rows import MicroBatch, QuestionBatch, RowBatch, RowEncoder
 from mulcot.types import DEFAULT_LABELS, TASKS, Answer, InputError, RationaleRecord, Task
 
@@ -141,6 +151,11 @@ class ModelStage(LightningModule):
         """Loads the model, once."""
         if self.model is not None:
             return
+        if self.lora is not None and find_model(self.pretrained).checkpoint is not None:
+            raise InputError(
+                f"{self.pretrained}: an adapter on a checkpoint could be loaded by mulcot alone: write it as a folder "
+                "first (`mulcot export --model CHECKPOINT --out FOLDER`) and give that"
+            )
         self.model = load_model(
             self.pretrained,
             dtype=self.dtype_name,
@@ -245,11 +260,14 @@ class ModelStage(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what is trained, and says what it was trained from."""
         assert self.model is not None
-        trained = trained_state(self.model)
+        trained, source = trained_state(self.model), find_model(self.pretrained)
         checkpoint["state_dict"] = {f"model.{name}": value for name, value in trained.items()}
         checkpoint["mulcot"] = {
-            "pretrained": self.pretrained,
+            "pretrained": source.name if source.checkpoint is None else str(source.checkpoint),  # from any folder
             "lora": asdict(self.lora) if self.lora else None,
+            "freeze_vision": self.freeze_vision,
+            "labels": list(self.labels),
+            "image_size": list(self.image_size) if self.image_size else None,
             "command_key": self.command_key,
             "val_metrics": self.val_metrics,
         }
