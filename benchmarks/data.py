@@ -239,8 +239,8 @@ def show(found: dict[str, Any]) -> None:
         )
     second = found["second_epoch"]
     out.print(
-        f"texts tokenised, {found['small']:,} posts not converted: {second['tokenised_in_first_epoch']:,} until the end "
-        f"of the first epoch, {second['tokenised_later']:,} in the second"
+        f"texts tokenised of {found['small']:,} posts, not converted: {second['tokenised_in_first_epoch']:,} until the "
+        f"end of the first epoch, {second['tokenised_later']:,} in the second"
     )
 
 

@@ -260,18 +260,10 @@ def test_a_checkpoint_on_a_checkpoint_comes_back(pair: Path, tmp_path: Path, fir
     assert_same(load_model(str(tmp_path / "second.ckpt")), second)
 
 
-def test_an_adapter_on_a_checkpoint_comes_back_as_checkpoint_and_as_folder(pair: Path, tmp_path: Path) -> None:
+def test_an_adapter_on_a_checkpoint_is_refused_since_plain_peft_could_not_load_it(pair: Path, tmp_path: Path) -> None:
     checkpoint_of(pair / "student", tmp_path / "full.ckpt")
-    made = checkpoint_of(tmp_path / "full.ckpt", tmp_path / "adapter.ckpt", lora=Lora(r=2))
-    assert_same(load_model(str(tmp_path / "adapter.ckpt")), made)
-    save_model(made, load_processor(str(tmp_path / "adapter.ckpt")), DEFAULT_LABELS, None, tmp_path / "model")
-    assert not (tmp_path / "model" / "model.safetensors").exists()
-    loaded = load_model(str(tmp_path / "model"))
-    assert_same(loaded, made)
-    assert torch.allclose(logits(merge_adapter(loaded)), logits(made), atol=1e-4)
-    (tmp_path / "full.ckpt").unlink()
-    with pytest.raises(MissingInputError, match=r"model: its base .*full\.ckpt is missing"):
-        load_model(str(tmp_path / "model"))
+    with pytest.raises(InputError, match=r"full\.ckpt: an adapter on a checkpoint .*`mulcot export --model CHECKPOINT"):
+        checkpoint_of(tmp_path / "full.ckpt", tmp_path / "adapter.ckpt", lora=Lora(r=2))
 
 
 @pytest.mark.parametrize("form", ["checkpoint", "folder"])
