@@ -16,9 +16,7 @@ from mulcot.models import (
     find_model,
     load_model,
     load_processor,
-    merge_adapter,
     read_settings,
-    save_model,
     trained_state,
 )
 from mulcot.models.loading import vision_parameters
