@@ -26,7 +26,7 @@ from data_modules.multimodal import MultimodalDataModule
 from mulcot import teachers as _teachers  # noqa: F401 (registers the teachers' short class names)
 from mulcot.callbacks import BestEpoch, DistillationLoss, ProgressFile, RandomStates
 from mulcot.checkpoints import DurableCheckpointIO, read_checkpoint
-from mulcot.config_errors import explain_config_error
+from mulcot.config_errors import check_unicode, explain_config_error
 from mulcot.config_overlays import NamedConfigFile, with_losses_replaced
 from mulcot.files import write_atomic
 from mulcot.manifests import command_key, input_digests
@@ -97,6 +97,7 @@ class MulcotCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses; a mistake becomes one line that names file and key."""
+        check_unicode(args)
         try:
             self.config = parser.parse_args(with_losses_replaced(args))
         except (ArgumentError, TypeError, ValueError) as error:

@@ -113,9 +113,13 @@ def load_processor(given: str, *, trust_remote_code: bool = False) -> Any:
 
     Raises:
         MissingInputError: `given` is neither here nor on the hub.
-        InputError: what is there is no processor.
+        InputError: what is there is no processor, or one that takes no pictures.
     """
-    return _from_pretrained(AutoProcessor, "processor", find_model(given), {"trust_remote_code": trust_remote_code})
+    options = {"trust_remote_code": trust_remote_code}
+    processor = _from_pretrained(AutoProcessor, "processor", find_model(given), options)
+    if not hasattr(processor, "image_processor"):
+        raise InputError(f"{given}: its {type(processor).__name__} takes no pictures; give a vision-language model")
+    return processor
 
 
 def load_model(

@@ -173,6 +173,25 @@ def test_an_unknown_class_is_named_with_the_nearest(capsys: pytest.CaptureFixtur
     assert "did you mean StudentStage" in line
 
 
+@pytest.mark.parametrize(
+    ("text", "name", "lacks"),
+    [
+        ("data: {init_args: {posts: {class_path: Mvsa}}}\n", "Mvsa", "folder"),
+        ("data: {init_args: {posts: {class_path: Table}}}\n", "Table", "files and image_root"),
+        ("data: {init_args: {posts: {class_path: GroupedSplit, init_args: {train: 3, val: 1, reader: {class_path: Mvsa}"
+         "}}}}\n", "Mvsa", "folder"),
+    ],
+)  # fmt: skip
+def test_what_a_class_lacks_is_named_with_file_and_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, name: str, lacks: str
+) -> None:
+    overlay = tmp_path / "mine.yaml"
+    overlay.write_text("# mine\n" + text)
+    code, line = error_of(capsys, "fit", "--config", "student.yaml", "--config", overlay)
+    assert code == 1
+    assert line == f"mulcot: error: {overlay} line 2: {name} needs {lacks}; add it to its init_args"
+
+
 def test_a_missing_run_names_path_and_remedy(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, line = error_of(capsys, "fit", "--config", "student.yaml", "--run_dir", tmp_path / "none", *QUIET)
     assert code == 2

@@ -67,6 +67,7 @@ def test_every_stage_names_what_it_lacks_and_leaves_with_2(
         ("fit", "student", ["--trainer.precision", "17-true"], "precision"),
         ("predict", "student", [], "StudentStage predicts nothing: `mulcot predict` takes teacher.yaml"),
         ("fit", "teacher", [], "the teacher is not trained"),
+        ("fit", "student", ["--data_root", "x\udcff"], "is not UTF-8"),
         ("fit", "student", ["--stage", ""], "--stage '' must be the name of a folder within the run"),
         ("fit", "student", ["--stage", "."], "--stage '.' must be the name of a folder within the run"),
         ("fit", "student", ["--stage", "../x"], "--stage '../x' must be the name of a folder within the run"),

@@ -264,6 +264,14 @@ def test_an_adapter_on_a_checkpoint_is_refused_since_plain_peft_could_not_load_i
         checkpoint_of(tmp_path / "full.ckpt", tmp_path / "adapter.ckpt", lora=Lora(r=2))
 
 
+def test_a_model_without_pictures_is_refused(pair: Path, tmp_path: Path) -> None:
+    processor = load_processor(str(pair / "student"))
+    processor.tokenizer.save_pretrained(tmp_path / "text")
+    (tmp_path / "text" / "config.json").write_text('{"model_type": "qwen2"}')
+    with pytest.raises(InputError, match=r"text: its \w+ takes no pictures; give a vision-language model"):
+        load_processor(str(tmp_path / "text"))
+
+
 @pytest.mark.parametrize("form", ["checkpoint", "folder"])
 def test_a_second_adapter_is_refused_by_name(pair: Path, tmp_path: Path, form: str) -> None:
     given = tmp_path / "a.ckpt"
