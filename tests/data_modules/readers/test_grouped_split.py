@@ -15,7 +15,7 @@ from PIL import Image
 from data_modules.near_copies import normalised_words
 from data_modules.readers import GroupedSplit, HuggingFace, ImageFolder, Reader, SingleFileReader, TwitterJson
 from data_modules.readers.base import Entries
-from data_modules.readers.row_log import Row, RowLog
+from data_modules.readers.row_log import Row, RowLog, shown
 from mulcot.types import SPLITS, InputError, Post, Split
 
 
@@ -447,7 +447,7 @@ def test_pictures_are_needed_to_compare_them(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         GroupedSplit(posts, 2, 1).read("train")
     assert str(caught.value) == (
-        f"posts, row 2, field 'image': the picture '{missing.image}' of post '{missing.id}' cannot be read "
+        f"posts, row 2, field 'image': the picture {shown(str(missing.image))} of post '{missing.id}' cannot be read "
         "(No such file or directory); put it there: a split compares all pictures"
     )
     log = RowLog(on_bad_row="skip")
