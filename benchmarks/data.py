@@ -162,9 +162,15 @@ def prepare(folder: Path, posts: int) -> float | None:
     )  # fmt: skip
 
 
-def train(folder: Path, probe: Path, workers: int, steps: int, epochs: int = 1) -> dict[str, Any]:
-    """Trains the tiny student on a converted table for some steps."""
-    posts = json.dumps({"class_path": "Converted", "init_args": {"folder": str(folder / "converted")}})
+def train(
+    folder: Path, probe: Path, workers: int, steps: int, epochs: int = 1, converted: bool = True
+) -> dict[str, Any]:
+    """Trains the tiny student for some steps on a table, converted or as it is."""
+    source = {"class_path": "Converted", "init_args": {"folder": str(folder / "converted")}}
+    if not converted:
+        files = {split: str(folder / f"{split}.jsonl") for split in ("train", "val")}
+        source = {"class_path": "Table", "init_args": {"files": files, "image_root": str(folder / "images")}}
+    posts = json.dumps(source)
     callback = json.dumps([{"class_path": "benchmarks.data.Probe", "init_args": {"path": str(probe)}}])
     mulcot(
         "fit", "--config", "student.yaml", "--config", "experiment/labels_only.yaml", "--run_dir", folder.parent,
@@ -190,7 +196,7 @@ def measure(folder: Path, posts: int, small: int, repeats: int, steps: int) -> d
     for _ in range(repeats):
         for name, found in runs.items():
             found.append(train(folder / name, folder / "probe.json", workers=1, steps=steps))
-    again = train(folder / "small", folder / "probe.json", workers=0, steps=20, epochs=2)
+    again = train(folder / "small", folder / "probe.json", workers=0, steps=20, epochs=2, converted=False)
     return {
         "posts": posts,
         "small": small,
@@ -233,8 +239,8 @@ def show(found: dict[str, Any]) -> None:
         )
     second = found["second_epoch"]
     out.print(
-        f"texts tokenised: {second['tokenised_in_first_epoch']} until the end of the first epoch, "
-        f"{second['tokenised_later']} in the second"
+        f"texts tokenised of {found['small']:,} posts, not converted: {second['tokenised_in_first_epoch']:,} until the "
+        f"end of the first epoch, {second['tokenised_later']:,} in the second"
     )
 
 

@@ -20,6 +20,7 @@ from data_modules.check_report import (
     CheckReport,
     Groups,
     Lengths,
+    Lost,
     Overlap,
     RationaleFiles,
     Replies,
@@ -135,6 +136,9 @@ def _picture_rows(sections: Sequence[Section]) -> Iterator[tuple[str, Cell]]:
 
 
 def _warning_rows() -> Iterator[tuple[str, Cell]]:
+    yield "missing pictures", lambda section: _lost(section.lost_pictures.missing)
+    yield "unreadable pictures", lambda section: _lost(section.lost_pictures.unreadable)
+    yield "pictures outside of the root", lambda section: _lost(section.lost_pictures.outside)
     yield "copies of pictures", lambda section: _groups(section.pictures.duplicates)
     yield "equal posts", lambda section: _groups(section.duplicates)
     yield "label conflicts", _conflicts
@@ -159,6 +163,10 @@ def _groups(groups: Groups | None) -> str:
     if groups is None:
         return "not compared"
     return f"{groups.groups:,} ({groups.posts:,} posts)" if groups.groups else "0"
+
+
+def _lost(lost: Lost) -> str:
+    return f"{lost.pictures:,} ({lost.posts:,} posts)" if lost.posts else "0"
 
 
 def _conflicts(section: Section) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from data_modules.readers.base import Entries
+from data_modules.readers.base import Entries, add_broken
 from data_modules.readers.row_log import Row, RowLog
 from mulcot.images import load_image, upright_size
 from mulcot.types import InputError, Post, StoredPicture
@@ -79,19 +79,25 @@ class PictureInspector:
         """Ends the threads; after an error, looks that were not begun are not taken."""
         self._threads.shutdown(cancel_futures=True)
 
-    def seen(self, entries: Entries, log: RowLog) -> Iterator[tuple[Post, SeenPicture]]:
-        """The posts whose pictures can be read, in their order; every post with another one is a wrong row."""
-        for row, post, known in self._ahead(entries):
+    def seen(self, entries: Entries, log: RowLog, field: str = "image") -> Iterator[tuple[Post, SeenPicture]]:
+        """The posts whose pictures can be read, in their order; every post with another one is a wrong row.
+
+        Args:
+            entries: The posts.
+            log: Where wrong rows go.
+            field: What the source calls the field of the picture.
+        """
+        for row, post, known in self._ahead(entries, log):
             picture = self._settled(post.image, known)
             if isinstance(picture, SeenPicture):
                 yield post, picture
             else:
-                problem, _, remedy = picture.rpartition("; ")
-                log.add(row.error("image", problem, remedy))
+                add_broken(log, row, field, post.image, picture)
 
-    def _ahead(self, entries: Entries) -> Iterator[tuple[Row, Post, _Known]]:
+    def _ahead(self, entries: Entries, log: RowLog) -> Iterator[tuple[Row, Post, _Known]]:
         """The entries, while the pictures of some of the following ones are looked at."""
         window: deque[tuple[Row, Post, _Known]] = deque()
+        log.settle = lambda: [row for row, _, known in window if not isinstance(_found(known), SeenPicture)]
         try:
             for row, post in entries:
                 window.append((row, post, self._begun(post.image)))
@@ -114,12 +120,16 @@ class PictureInspector:
 
     def _settled(self, picture: Path | StoredPicture, known: _Known) -> SeenPicture | str:
         """The picture, as the same object for all posts that have it, or what is wrong with it."""
-        found = known.result() if isinstance(known, Future) else known
+        found = _found(known)
         if isinstance(picture, Path):
             self._files[str(picture)] = found
         elif isinstance(found, SeenPicture):
             return self._stored.setdefault(found.digest, found)
         return found
+
+
+def _found(known: _Known) -> SeenPicture | str:
+    return known.result() if isinstance(known, Future) else known
 
 
 def _look(picture: Path | StoredPicture, decode: bool) -> SeenPicture | str:

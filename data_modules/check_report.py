@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from data_modules.readers.row_log import RowError
+from data_modules.readers.row_log import PictureError, PictureFault, RowError
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,37 @@ class Pictures:
 
 
 @dataclass(frozen=True, slots=True)
+class Lost:
+    """Pictures that cannot be used, for one reason."""
+
+    pictures: int
+    """Different ones."""
+    posts: int
+    """How many posts have one of them; each is a wrong row."""
+
+
+@dataclass(frozen=True, slots=True)
+class LostPictures:
+    """The pictures of a section that its posts are left out for."""
+
+    missing: Lost
+    """There is no such file, or it is a folder or a broken link."""
+    unreadable: Lost
+    """They are empty, no pictures, damaged or too large."""
+    outside: Lost
+    """Their paths lead out of the image root."""
+
+    @classmethod
+    def of(cls, errors: Iterable[RowError]) -> LostPictures:
+        """Those among the errors of a log."""
+        names: dict[PictureFault, list[str]] = {"missing": [], "unreadable": [], "outside": []}
+        for error in errors:
+            if isinstance(error, PictureError):
+                names[error.fault].append(error.picture)
+        return cls(**{fault: Lost(len(set(given)), len(given)) for fault, given in names.items()})
+
+
+@dataclass(frozen=True, slots=True)
 class Section:
     """One split, or all posts of a source without splits. Every number is over the posts that can be used."""
 
@@ -119,6 +150,7 @@ class Section:
     aspects: int
     """Different aspects."""
     pictures: Pictures
+    lost_pictures: LostPictures
     dropped: dict[str, int]
     """Rows that a rule of the source drops, by reason."""
     counts: dict[str, int]

@@ -18,7 +18,18 @@ from numpy.typing import NDArray
 
 from data_modules.check_pictures import PictureInspector, SeenPicture
 from data_modules.check_rationales import KnownPosts, check_files, check_replies
-from data_modules.check_report import Across, CheckReport, Groups, Lengths, Overlap, Pictures, Section, Spread, WrongRow
+from data_modules.check_report import (
+    Across,
+    CheckReport,
+    Groups,
+    Lengths,
+    LostPictures,
+    Overlap,
+    Pictures,
+    Section,
+    Spread,
+    WrongRow,
+)
 from data_modules.readers.base import Reader, SingleFileReader, check_label_set
 from data_modules.readers.row_log import RowLog
 from mulcot.types import InputError, Post, Split
@@ -177,7 +188,7 @@ def _section(
             entries = reader.all_entries(log)
         else:
             entries = reader.entries(cast(Split, posts.name), log)
-        for number, (post, picture) in enumerate(pictures.seen(entries, log), 1):
+        for number, (post, picture) in enumerate(pictures.seen(entries, log, reader.image_field), 1):
             posts.add(post, picture)
             if progress and number % _REPORT_EVERY == 0:
                 progress(posts.name, number)
@@ -198,6 +209,7 @@ def _section(
         aspect=posts.lengths("aspect"),
         aspects=len(posts.aspects),
         pictures=_pictures(posts.pictures),
+        lost_pictures=LostPictures.of(log.bad),
         dropped=dict(log.dropped),
         counts=dict(log.counts),
         wrong_rows=WrongRow.of(log.bad),

@@ -6,25 +6,34 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_modules.post_table import EMBEDDED_SCHEMA, IMAGE_BYTES, SCHEMA, write_arrow
 from data_modules.readers.base import Entries, Reader
-from data_modules.readers.converted import BUILDING, DESCRIPTION, Description, Shard
+from data_modules.readers.converted import (
+    BUILDING,
+    DESCRIPTION,
+    TOKENS,
+    Description,
+    Shard,
+    free_mark,
+    remove_others,
+)
 from data_modules.readers.row_log import Row, RowError, RowLog, one_line
 from mulcot.files import write_atomic
 from mulcot.images import load_image
+from mulcot.manifests import MANIFEST_NAME
 from mulcot.types import InputError, Post, Split
 
 if TYPE_CHECKING:
@@ -33,6 +42,9 @@ if TYPE_CHECKING:
 ROWS_PER_SHARD: Final = 8192
 ROWS_PER_PICTURE_SHARD: Final = 512
 """Pictures are large: a shard is what a worker holds in memory."""
+
+FileStatus = tuple[int, int] | None
+"""Size in bytes and time in nanoseconds; None where there is no file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +63,17 @@ class Plan:
     """What the model's stage squeezes pictures to."""
     fingerprint: str | None = None
     """Of the model's encoder."""
+    mark: str = ""
+    """What the names end in; `convert` chooses it."""
 
     @property
     def building(self) -> Path:
         """Where finished pieces lie."""
         return self.out / BUILDING
+
+    def shard_name(self, split: Split, number: int) -> str:
+        """The name of a Parquet file."""
+        return f"{split}-{number:05d}{self.mark}.parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +94,15 @@ def convert(
     log: RowLog,
     workers: int = 1,
     progress: Callable[[int], None] = lambda posts: None,
+    *,
+    replaces: bool = False,
+    declare: Callable[[Description], None] = lambda description: None,
 ) -> Description:
     """Writes every split of a source as Parquet and Arrow files, and with a model the tokens of all posts.
 
-    A conversion that was interrupted goes on where it was: a shard is kept when its posts, their pictures' sizes and
-    times and the plan are the same.
+    A conversion that was interrupted goes on where it was: a shard is kept when its posts, their places, their
+    pictures' sizes and times and the plan are the same. A data set that is to be replaced stays as it is until the new
+    one is whole: both lie in the folder then, and the description, one file, says which of them counts.
 
     Args:
         reader: the source.
@@ -88,26 +110,75 @@ def convert(
         log: wrong rows and wrong pictures go there.
         workers: processes that decode and tokenise.
         progress: called with the number of posts of each shard that is done.
+        replaces: whether a data set that the folder holds may be replaced.
+        declare: called when the data set is whole, before the traces of its making are removed.
 
     Raises:
-        InputError: the source is wrong, or the folder holds a data set already.
+        InputError: the source is wrong, has no split or one without usable posts; or the folder is.
     """
-    if (plan.out / DESCRIPTION).exists():
-        raise InputError(f"{one_line(plan.out)}: it holds a converted data set; give another --out, or --fresh")
-    plan.building.mkdir(parents=True, exist_ok=True)
+    plan = _begun(plan, replaces)
     pieces: dict[Split, list[Piece]] = {}
+    empty: dict[Split, Counter[str]] = {}
+    tables = [_status(path) for path in reader.files()]
     with ExitStack() as stack:
         pool = _Pool(stack, plan, workers)
-        for split in reader.splits():
-            pieces[split] = []
-            for rows, piece in _pieces(split, reader.entries(split, log), plan, pool):
+        for split in _splits(reader, log):
+            before = Counter(log.left_out())
+            made: list[Piece] = []
+            for rows, piece in _pieces(split, reader.entries(split, log), plan, pool, tables):
                 for bad in piece.bad:
-                    log.add(RowError(Row(Path(bad["file"]), bad["number"], bad["unit"]), "image", *bad["why"]))
-                pieces[split].append(piece)
+                    row = Row(Path(bad["file"]), bad["number"], bad["unit"])
+                    log.add(RowError(row, reader.image_field, *bad["why"]))
+                made.append(piece)
                 progress(rows)
+            if any(piece.shard.rows for piece in made):
+                pieces[split] = made
+            elif split in reader.splits():  # a split that is dealt what others leave may be gone with the wrong rows
+                empty[split] = Counter(log.left_out()) - before
+    if empty:
+        raise _no_posts(reader, empty)
     description = _describe(reader, plan, pieces)
     _finish(plan, description)
+    declare(description)
+    remove_others(plan.out, description)
+    shutil.rmtree(plan.building)
     return description
+
+
+def _begun(plan: Plan, replaces: bool) -> Plan:
+    """The plan with the names of the new data set, after its folder was made."""
+    try:
+        if (plan.out / DESCRIPTION).exists() and not replaces:
+            raise InputError(f"{one_line(plan.out)}: it holds a converted data set; give another --out, or --fresh")
+        plan.building.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise no_folder(plan.out, error) from error
+    return replace(plan, mark=free_mark(plan.out))
+
+
+def no_folder(out: Path, error: OSError) -> InputError:
+    """The error to raise when the data set's folder cannot be had."""
+    return InputError(
+        f"--out {one_line(out)}: there can be no folder ({error.strerror}); name one that can be written to"
+    )
+
+
+def _splits(reader: Reader, log: RowLog) -> tuple[Split, ...]:
+    """The source's splits; one that cannot tell them says why, and what it left out, when it is asked for posts."""
+    problem = InputError(f"{type(reader).__name__}: it has no split; give it one")
+    try:
+        if splits := reader.splits():
+            return splits
+    except InputError as error:
+        problem = error
+    next(iter(reader.entries("train", log)), None)
+    raise problem
+
+
+def _no_posts(reader: Reader, empty: dict[Split, Counter[str]]) -> InputError:
+    left_out = ", ".join(f"{count:,} {reason}" for reason, count in sum(empty.values(), Counter[str]()).items())
+    why = f"left out were {left_out}; mend them" if left_out else "put some into it"
+    return InputError(f"{type(reader).__name__}: no posts for {', '.join(empty)}: {why}, or name other splits")
 
 
 class _Pool:
@@ -136,13 +207,15 @@ class _Pool:
         return 2 * self._workers if self._pool is not None else 0
 
 
-def _pieces(split: Split, entries: Entries, plan: Plan, pool: _Pool) -> Iterator[tuple[int, Piece]]:
+def _pieces(
+    split: Split, entries: Entries, plan: Plan, pool: _Pool, tables: Sequence[FileStatus]
+) -> Iterator[tuple[int, Piece]]:
     """The shards of a split in order, each with the number of posts that went into it."""
     size = ROWS_PER_SHARD if plan.image_root is not None else ROWS_PER_PICTURE_SHARD
     waiting: list[tuple[int, Future[Piece]]] = []
     number = 0
     while chunk := list(islice(entries, size)):
-        key = _key(plan, chunk)
+        key = _key(plan, chunk, tables)
         made = _made(plan, split, number, key)
         if made is None:
             waiting.append((len(chunk), pool.submit(split, number, key, chunk, last=len(chunk) < size)))
@@ -158,28 +231,36 @@ def _pieces(split: Split, entries: Entries, plan: Plan, pool: _Pool) -> Iterator
         yield rows, future.result()
 
 
-def _key(plan: Plan, chunk: Sequence[tuple[Row, Post]]) -> str:
-    """A hash of what a shard is made from; of a picture's file its size and time stand for its content."""
+def _status(path: Path) -> FileStatus:
+    """Size and time of a file, which stand for its content."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None  # a picture is missing, which making the shard will say
+    return found.st_size, found.st_mtime_ns
+
+
+def _key(plan: Plan, chunk: Sequence[tuple[Row, Post]], tables: Sequence[FileStatus]) -> str:
+    """A hash of what a shard is made from; for pictures inside tables it is the source's files that count."""
     whole = hashlib.sha256(repr((plan.image_root, plan.fingerprint, EMBEDDED_SCHEMA.names)).encode())
-    for _, post in chunk:
-        status: tuple[int, int] | None = None
-        if isinstance(post.image, Path):
-            try:
-                found = os.stat(post.image)
-                status = (found.st_size, found.st_mtime_ns)
-            except OSError:
-                status = None  # the picture is missing, which making the shard will say
-        whole.update(repr((post, status)).encode("utf-8", "backslashreplace"))
+    for row, post in chunk:
+        status = _status(post.image) if isinstance(post.image, Path) else tables
+        whole.update(repr((row, post, status)).encode("utf-8", "backslashreplace"))
     return whole.hexdigest()
 
 
 def _made(plan: Plan, split: Split, number: int, key: str) -> Piece | None:
     """A shard that an earlier conversion finished; None when it is to be made."""
-    path = plan.building / f"{split}-{number:05d}.json"
-    if not path.is_file():
+    note = plan.building / f"{split}-{number:05d}.json"
+    try:
+        values = json.loads(note.read_text(encoding="utf-8"))
+        piece = Piece(values["key"], Shard(**values["shard"]), values["bad"])
+        size = (plan.out / piece.shard.file).stat().st_size
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    values = json.loads(path.read_text(encoding="utf-8"))
-    return Piece(key, Shard(**values["shard"]), values["bad"]) if values["key"] == key else None
+    whole = piece.key == key and piece.shard.file == plan.shard_name(split, number) and piece.shard.bytes == size
+    has_tokens = plan.model is None or not piece.shard.rows or note.with_suffix(".npz").is_file()
+    return piece if whole and has_tokens else None
 
 
 def _make(plan: Plan, split: Split, number: int, key: str, entries: Sequence[tuple[Row, Post]]) -> Piece:
@@ -198,9 +279,12 @@ def _make(plan: Plan, split: Split, number: int, key: str, entries: Sequence[tup
             posts.append(post)
     known: dict[Any, tuple[int, int]] = {image: size for image, size in sizes.items() if not isinstance(size, str)}
     name = f"{split}-{number:05d}"
-    path = plan.out / f"{name}.parquet"
-    _write(path, _table(plan, posts, known))
-    if plan.model is not None:
+    (plan.building / f"{name}.json").unlink(missing_ok=True)
+    path = plan.out / plan.shard_name(split, number)
+    temporary = plan.building / f".{path.name}"
+    pq.write_table(_table(plan, posts, known), temporary, compression="zstd")
+    os.replace(temporary, path)
+    if plan.model is not None and posts:
         _write_tokens(plan, name, posts, known)
     content = path.read_bytes()
     shard = Shard(path.name, len(posts), len(content), hashlib.sha256(content).hexdigest())
@@ -238,8 +322,9 @@ def _picture_name(plan: Plan, post: Post) -> str:
         return post.image.name if isinstance(post.image, Path) else str(post.image)
     if not isinstance(post.image, Path):
         raise InputError(f"post {post.id}: its picture lies in a table, not in a file; give --embed_images")
+    # One folder may be written in two ways; links stay as they are, for they may lead out of it.
     try:
-        return post.image.relative_to(plan.image_root).as_posix()
+        return Path(os.path.abspath(post.image)).relative_to(os.path.abspath(plan.image_root)).as_posix()
     except ValueError as error:
         raise InputError(
             f"post {post.id}: its picture {one_line(post.image)} is not in {one_line(plan.image_root)}; give "
@@ -247,13 +332,7 @@ def _picture_name(plan: Plan, post: Post) -> str:
         ) from error
 
 
-def _write(path: Path, table: pa.Table) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(table, temporary, compression="zstd")
-    os.replace(temporary, path)
-
-
-_encoders: dict[Plan, RowEncoder] = {}
+_encoders: dict[tuple[str, tuple[str, ...], tuple[int, int] | None], RowEncoder] = {}
 
 
 def load_encoder(plan: Plan) -> RowEncoder:
@@ -261,10 +340,11 @@ def load_encoder(plan: Plan) -> RowEncoder:
     from mulcot.models import load_processor
     from mulcot.rows import RowEncoder
 
-    if plan not in _encoders:
-        assert plan.model is not None
-        _encoders[plan] = RowEncoder(load_processor(plan.model), plan.labels, plan.image_size)
-    return _encoders[plan]
+    assert plan.model is not None
+    key = (plan.model, plan.labels, plan.image_size)
+    if key not in _encoders:
+        _encoders[key] = RowEncoder(load_processor(plan.model), plan.labels, plan.image_size)
+    return _encoders[key]
 
 
 def _write_tokens(plan: Plan, name: str, posts: Sequence[Post], sizes: dict[Any, tuple[int, int]]) -> None:
@@ -272,9 +352,7 @@ def _write_tokens(plan: Plan, name: str, posts: Sequence[Post], sizes: dict[Any,
     from mulcot.types import TASKS
 
     encoder = load_encoder(plan)
-    encoded = EncodedPosts.encode(posts, encoder, TASKS)
-    heads = [encoder.head_tokens(post.setting, *sizes[post.image]) for post in posts]
-    encoded.head_tokens = np.array(heads, dtype=np.int32)
+    encoded = EncodedPosts.encode(posts, encoder, TASKS, [sizes[post.image] for post in posts])
     temporary = plan.building / f".{name}.npz"
     write_shard(temporary, encoded)
     os.replace(temporary, plan.building / f"{name}.npz")
@@ -286,22 +364,29 @@ def _describe(reader: Reader, plan: Plan, pieces: dict[Split, list[Piece]]) -> D
     return Description(
         labels=list(plan.labels),
         image_root=root,
-        splits={split: [piece.shard for piece in made] for split, made in pieces.items() if made},
-        tokens={} if plan.fingerprint is None else {plan.fingerprint: "tokens"},
+        splits={split: [piece.shard for piece in made if piece.shard.rows] for split, made in pieces.items()},
+        tokens={} if plan.fingerprint is None else {plan.fingerprint: TOKENS + plan.mark},
         source=source,
     )
 
 
 def _finish(plan: Plan, description: Description) -> None:
-    """Makes what is mapped into memory, then the description, whose presence means that the data set is whole."""
+    """Makes what is mapped into memory, then the description: from then on it is the new data set that counts."""
+    tokens = plan.building / TOKENS
+    shutil.rmtree(tokens, ignore_errors=True)
     for split, shards in description.splits.items():
+        numbers = [int(shard.file.removeprefix(f"{split}-")[:5]) for shard in shards]
         files = [plan.out / shard.file for shard in shards]
-        write_arrow(files, plan.out / f"{split}.arrow", description.digest_of(split))
+        write_arrow(files, plan.building / f"{split}.arrow", description.digest_of(split))
         if plan.fingerprint is not None:
             from data_modules.encoded import write_encoded
 
-            folder = plan.out / "tokens" / split
-            folder.mkdir(parents=True, exist_ok=True)
-            write_encoded(folder, [plan.building / f"{path.stem}.npz" for path in files])
+            (tokens / split).mkdir(parents=True)
+            write_encoded(tokens / split, [plan.building / f"{split}-{number:05d}.npz" for number in numbers])
+    for name in description.tokens.values():
+        shutil.rmtree(plan.out / name, ignore_errors=True)
+        os.replace(tokens, plan.out / name)
+    (plan.out / MANIFEST_NAME).unlink(missing_ok=True)  # it declares the data set that is replaced now
     write_atomic(plan.out / DESCRIPTION, description.to_json())
-    shutil.rmtree(plan.building)
+    for split in description.splits:  # a reader that comes before makes the file from Parquet, for its digest tells
+        os.replace(plan.building / f"{split}.arrow", plan.out / f"{split}.arrow")

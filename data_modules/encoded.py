@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mulcot.rows import RowEncoder, TextRow
-from mulcot.types import TASKS, Post, Task
+from data_modules.post_table import PostTable
+from mulcot.images import upright_size
+from mulcot.rows import PlaceOf, RowEncoder, TextRow, load_error
+from mulcot.types import TASKS, InputError, Post, StoredPicture, Task
 
 Ids = Sequence[int]
+Size = tuple[int, int]
 
 
 def encoder_key(encoder: RowEncoder) -> str:
@@ -65,8 +68,8 @@ class EncodedPosts(Sequence[Post]):
         posts: The posts.
         encoder: Made the ids.
         tails: For each task the prefix behind the picture, post by post.
-        head_tokens: Tokens of every post's picture and the text before it, `[posts]`; None where the pictures' sizes
-            are not known. They differ between posts only as far as the pictures' sizes do.
+        head_tokens: Tokens of every post's picture and the text before it, `[posts]`. They differ between posts only as
+            far as the pictures' sizes do.
     """
 
     def __init__(
@@ -74,7 +77,7 @@ class EncodedPosts(Sequence[Post]):
         posts: Sequence[Post],
         encoder: RowEncoder,
         tails: Mapping[Task, Ragged],
-        head_tokens: NDArray[np.int32] | None = None,
+        head_tokens: NDArray[np.int32],
     ) -> None:
         self.posts = posts
         self.encoder = encoder
@@ -82,9 +85,31 @@ class EncodedPosts(Sequence[Post]):
         self.head_tokens = head_tokens
 
     @classmethod
-    def encode(cls, posts: Sequence[Post], encoder: RowEncoder, tasks: Sequence[Task]) -> EncodedPosts:
-        """Tokenises the posts; pictures are not opened."""
-        return cls(posts, encoder, {task: Ragged.of(encoder.tail(post, task) for post in posts) for task in tasks})
+    def encode(
+        cls,
+        posts: Sequence[Post],
+        encoder: RowEncoder,
+        tasks: Sequence[Task],
+        sizes: Sequence[Size] | None = None,
+        place_of: PlaceOf | None = None,
+    ) -> EncodedPosts:
+        """Tokenises the posts.
+
+        Args:
+            posts: The posts.
+            encoder: Makes the ids.
+            tasks: The tasks whose prompts are wanted.
+            sizes: Width and height of every post's upright picture; None takes them from a converted table, else from
+                the header of every picture.
+            place_of: See `RowCollator`.
+
+        Raises:
+            InputError: A picture's header cannot be read.
+        """
+        tails = {task: Ragged.of(encoder.tail(post, task) for post in posts) for task in tasks}
+        known = _sizes(posts, place_of) if sizes is None else sizes
+        heads = [encoder.head_tokens(post.setting, *size) for post, size in zip(posts, known, strict=True)]
+        return cls(posts, encoder, tails, np.array(heads, dtype=np.int32))
 
     @classmethod
     def open(cls, posts: Sequence[Post], encoder: RowEncoder, folder: Path, tasks: Sequence[Task]) -> EncodedPosts:
@@ -106,9 +131,22 @@ class EncodedPosts(Sequence[Post]):
         return TextRow(post, task, self.encoder.head_text(post.setting, task), self.tails[task][index], response_ids)
 
     def lengths(self, task: Task) -> NDArray[np.int64]:
-        """Tokens of every post's prefix, `[posts]`: those of its picture are counted where its size is known."""
-        tails = self.tails[task].lengths
-        return tails if self.head_tokens is None else tails + self.head_tokens
+        """Tokens of every post's prefix, `[posts]`, its picture's among them."""
+        return self.tails[task].lengths + self.head_tokens
+
+
+def _sizes(posts: Sequence[Post], place_of: PlaceOf | None) -> list[Size]:
+    """Width and height of every post's upright picture; one that several posts share is looked at once."""
+    if isinstance(posts, PostTable):
+        return posts.picture_sizes()
+    known: dict[Path | StoredPicture, Size] = {}
+    for post in posts:
+        if post.image not in known:
+            try:
+                known[post.image] = upright_size(post.image)
+            except InputError as error:
+                raise load_error(post, error, place_of) from error
+    return [known[post.image] for post in posts]
 
 
 def write_encoded(folder: Path, shards: Sequence[Path]) -> None:
@@ -143,6 +181,5 @@ def write_shard(path: Path, encoded: EncodedPosts) -> None:
     arrays: dict[str, Any] = {}
     for task in TASKS:
         arrays |= {f"{task}.ids": encoded.tails[task].values, f"{task}.offsets": encoded.tails[task].offsets}
-    assert encoded.head_tokens is not None
     with path.open("wb") as file:
         np.savez(file, head_tokens=encoded.head_tokens, **arrays)

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, TypeVar, cast
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 from lightning import LightningDataModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Dataset
 
 from data_modules.batching import Counts, StepSampler, token_batches
 from data_modules.collate import PostSet, QuestionSet, ResponseSet, TrainingPosts, TrainingSet
 from data_modules.encoded import EncodedPosts, Ragged, encoder_key
 from data_modules.packing import BatchLoader, PackedBatches
-from data_modules.post_table import PostTable, has_aspects, ids_of, label_counts, label_numbers
-from data_modules.rationales import PostsById, iterate_rationales, read_rationales
+from data_modules.post_table import has_aspects, ids_of, label_counts, label_numbers
+from data_modules.rationales import iterate_rationales, read_rationales
 from data_modules.readers import Converted, Reader
 from data_modules.readers.row_log import OnBadRow, RowLog
+from data_modules.source import PostSource, is_many, tell
 from mulcot.rows import RowCollator, RowEncoder, TextRow
 from mulcot.soft_labels import SoftLabelCache
 from mulcot.types import (
@@ -33,10 +31,6 @@ from mulcot.types import (
     Split,
     Task,
 )
-
-_LOG = logging.getLogger(__name__)
-MANY_POSTS: Final = 100_000
-"""Above this many, reading and tokenising at every start takes longer than converting once."""
 
 PredictKind = Literal["posts", "questions", "responses"]
 Item = TypeVar("Item")
@@ -119,30 +113,19 @@ class MultimodalDataModule(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.eval_max_tokens = eval_max_tokens
         self.max_tokens = max_tokens
-        self.limit = limit
         self.num_workers = num_workers
         self.picture_cache_mb = picture_cache_mb
         self.other_prompts = other_prompts
         self.seed = seed
         self.log_of_rows = RowLog(on_bad_row, decode=on_bad_row == "skip")
         """What was left out so far."""
-        self._posts: dict[Split, Sequence[Post]] = {}
+        self.source = PostSource(posts, self.log_of_rows, limit)
         self._encoded: dict[tuple[Split, tuple[Task, ...]], EncodedPosts] = {}
         self._training: TrainingPosts | None = None
 
     def posts(self, split: Split) -> Sequence[Post]:
         """The posts of a split, read once."""
-        if split not in self._posts:
-            started = time.perf_counter()
-            posts = self.reader.read(split, self.log_of_rows)
-            if len(posts) > MANY_POSTS and not isinstance(posts, PostTable):
-                _tell(
-                    f"{split}: reading {len(posts)} posts of {type(self.reader).__name__} took "
-                    f"{time.perf_counter() - started:.0f} s and keeps them in memory, at every start; `mulcot data "
-                    "convert` does it once, after which a run starts at once and takes next to no memory for them"
-                )
-            self._posts[split] = posts if self.limit is None else _first(posts, self.limit)
-        return self._posts[split]
+        return self.source.posts(split)
 
     def files(self) -> list[Path]:
         """Every file and folder that the batches depend on, for the manifest."""
@@ -175,7 +158,7 @@ class MultimodalDataModule(LightningDataModule):
         trainer = self._trainer
         parts = trainer.world_size * trainer.accumulate_grad_batches
         view = self._soft_label_view() if self.soft_label_folder else None
-        collator = RowCollator(self._user.encoder, view, self.picture_cache_mb)
+        collator = RowCollator(self._user.encoder, view, self.picture_cache_mb, self.source.place_of("train"))
         posts = self.training_posts()
         data = TrainingSet(posts, collator, self.rationales_per_post, self.max_tokens, parts, self.seed)
         sampler = StepSampler(
@@ -223,8 +206,7 @@ class MultimodalDataModule(LightningDataModule):
 
     def known_rationales(self) -> dict[str, list[Rationale]]:
         """The training posts' rationales of every given file, by post id."""
-        posts = self.posts("train")
-        known = PostsById(posts, ids_of(posts))
+        known = self.source.by_id("train")
         records = read_rationales(
             self.rationale_files, known, self._user.encoder.labels, self.log_of_rows, self.other_prompts
         )
@@ -236,13 +218,16 @@ class MultimodalDataModule(LightningDataModule):
         if not self.rationale_files or "reasoning" not in self._user.tasks:
             return Ragged.of([]), first
         encoder = self._user.encoder
-        known = PostsById(posts, ids_of(posts))
+        known = self.source.by_id("train")
+        position = {post_id: number for number, post_id in enumerate(ids_of(posts))}
         of_post: list[int] = []
         ids: list[np.ndarray[Any, np.dtype[np.int32]]] = []
         for record in iterate_rationales(
             self.rationale_files, known, encoder.labels, self.log_of_rows, self.other_prompts
         ):
-            of_post.append(known.position[record.post_id])
+            if record.post_id not in position:  # of a post beyond the limit
+                continue
+            of_post.append(position[record.post_id])
             ids.append(np.array(encoder.response_ids(record.rationale.to_json()), dtype=np.int32))
         order = np.argsort(np.array(of_post, dtype=np.int64), kind="stable")
         np.cumsum(np.bincount(np.array(of_post, dtype=np.int64), minlength=len(posts)), out=first[1:])
@@ -258,7 +243,8 @@ class MultimodalDataModule(LightningDataModule):
                 self._encoded[key] = EncodedPosts.open(posts, encoder, folder, tasks)
             else:
                 self._tell_of_tokens(split, len(posts))
-                self._encoded[key] = EncodedPosts.encode(posts, encoder, tasks)
+                place_of = self.source.place_of(split)
+                self._encoded[key] = EncodedPosts.encode(posts, encoder, tasks, place_of=place_of)
         return self._encoded[key]
 
     def _soft_label_view(self) -> Callable[[TextRow], Any]:
@@ -268,12 +254,12 @@ class MultimodalDataModule(LightningDataModule):
     def _tell_of_tokens(self, split: Split, posts: int) -> None:
         """Says when tokens must be made at every start although a conversion could keep them."""
         if isinstance(self.reader, Converted) and self.reader.description.tokens:
-            _tell(
+            tell(
                 f"{split}: the tokens in {self.reader.folder} are those of another model, label set (or order), "
                 "picture size or version of mulcot; the posts are tokenised again"
             )
-        elif posts > MANY_POSTS:
-            _tell(
+        elif is_many(posts):
+            tell(
                 f"{split}: tokenising {posts} posts, at every start; `mulcot data convert --model "
                 f"{self._user.pretrained}` does it once"
             )
@@ -286,20 +272,26 @@ class MultimodalDataModule(LightningDataModule):
         return self._loader(PostSet(self._mine(batches, empty=range(0)), posts))
 
     def _questions(self, split: Split, tasks: Sequence[Task]) -> DataLoader[Any]:
-        posts = self.posts(split)
-        references: dict[str, RationaleRecord] = {}
-        files = [path for path in self.reference_files if split in path.stem]
         encoder = self._user.encoder
-        if files and "reasoning" in tasks:
-            known = PostsById(posts, ids_of(posts))
-            records = read_rationales(files, known, encoder.labels, self.log_of_rows, self.other_prompts)
-            references = {post_id: given[0] for post_id, given in records.items()}
+        references = self._references(split) if "reasoning" in tasks else {}
         encoded = self._encode(split, tasks)
-        data = QuestionSet([], encoded, RowCollator(encoder), tasks, references)
+        collator = RowCollator(encoder, place_of=self.source.place_of(split))
+        data = QuestionSet([], encoded, collator, tasks, references)
         rows, answer = (len(encoder.labels), max(map(len, data.answers))) if "classification" in tasks else (1, 0)
         lengths = np.maximum.reduce([encoded.lengths(task) for task in tasks]) + answer
         data.slices = self._mine(self._batches(lengths, rows), empty=[])
         return self._loader(data)
+
+    def _references(self, split: Split) -> dict[str, RationaleRecord]:
+        """The first reference of every post of a split; files may hold those of validation and test posts together."""
+        if not self.reference_files or split == "train":
+            return {}
+        others = [name for name in self.reader.splits() if name not in ("train", split)]
+        labels = self._user.encoder.labels
+        known = self.source.by_id(split, *others)
+        records = read_rationales(self.reference_files, known, labels, self.log_of_rows, self.other_prompts)
+        mine = set(ids_of(self.posts(split)))
+        return {post_id: given[0] for post_id, given in records.items() if post_id in mine}
 
     def _responses(self) -> DataLoader[Any]:
         """Every row of the training split with its response, task by task, in batches of about the same length."""
@@ -317,7 +309,8 @@ class MultimodalDataModule(LightningDataModule):
             slices += [[rows[number] for number in batch] for batch in batches]
             tasks += [task] * len(batches)
         mine = self._mine(slices, empty=[]), self._mine(tasks, empty=posts.tasks[0])
-        return self._loader(ResponseSet(*mine, posts, RowCollator(self._user.encoder)))
+        collator = RowCollator(self._user.encoder, place_of=self.source.place_of("train"))
+        return self._loader(ResponseSet(*mine, posts, collator))
 
     def _batches(self, lengths: Counts, rows_per_item: int) -> list[list[int]]:
         """Batches of evaluation or prediction, enough of them that every rank gets one as long as there are items."""
@@ -351,17 +344,6 @@ class MultimodalDataModule(LightningDataModule):
     @property
     def _user(self) -> RowUser:
         return cast(RowUser, self._trainer.lightning_module)
-
-
-def _first(posts: Sequence[Post], limit: int) -> Sequence[Post]:
-    if isinstance(posts, PostTable):
-        return PostTable(posts.path, posts.image_root, min(limit, len(posts)))
-    return posts[:limit]
-
-
-@rank_zero_only
-def _tell(message: str) -> None:
-    _LOG.warning(message)
 
 
 def _check_gold(posts: Sequence[Post], labels: Sequence[str]) -> None:

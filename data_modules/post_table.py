@@ -112,6 +112,11 @@ class PostTable(Sequence[Post]):
         """The picture of a post, of a table that holds its pictures."""
         return TablePicture(self.path, row)
 
+    def picture_sizes(self) -> list[tuple[int, int]]:
+        """Width and height of every post's upright picture, in pixels, as the conversion found them."""
+        columns = (self._table.column(name).to_pylist() for name in ("image_width", "image_height"))
+        return list(zip(*columns, strict=True))
+
     def __reduce__(self) -> tuple[Any, ...]:
         """A worker process maps the file itself."""
         return PostTable, (self.path, self.image_root, self.limit)

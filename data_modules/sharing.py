@@ -32,7 +32,7 @@ def split_sizes(posts: int, train: int | float, val: int | float, test: int | fl
     """
     given: dict[Split, int | float | None] = {"train": train, "val": val, "test": test}
     sizes: dict[Split, int] | None
-    if any(isinstance(size, float) for size in given.values()):
+    if are_shares(train, val, test):
         sizes, whole = _from_shares(posts, given), "1 as shares, or give whole numbers"
     else:
         rest = posts - train - val if test is None else test
@@ -44,6 +44,11 @@ def split_sizes(posts: int, train: int | float, val: int | float, test: int | fl
             "(test: null takes what is left)"
         )
     return sizes
+
+
+def are_shares(*sizes: int | float | None) -> bool:
+    """Whether the sizes of splits are shares of all posts, of which one is a float at least, and not counts."""
+    return any(isinstance(size, float) for size in sizes)
 
 
 def as_counts(

@@ -10,9 +10,9 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
 from omegaconf import OmegaConf
 
+from mulcot.config_files import read_yaml
 from mulcot.types import InputError
 
 LIGHTNING_VERBS: Final = ("fit", "validate", "test", "predict")
@@ -122,7 +122,7 @@ def read_chain(
     Raises:
         InputError: Something in it is wrong; the message names the file, the key and what would be right.
     """
-    values = _load(file)
+    values = read_yaml(file, "a chain is a mapping with `run_dir` and `steps`")
     _check_keys(f"{file}", values, _CHAIN_KEYS, required=("steps",))
     home, root = _places(file, values, run_dir, data_root)
     steps: dict[str, Step] = {}
@@ -152,30 +152,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = list(dict.fromkeys(known))
     near = difflib.get_close_matches(name, names, n=1)
     return f"did you mean `{near[0]}`?" if near else f"known are {', '.join(names)}"
-
-
-class _OneOfEachKey(yaml.SafeLoader):
-    """YAML's safe loader, but a key that stands twice is an error: PyYAML would drop the first step of a name."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping that a node spells."""
-        spelt = [key.value for key, _ in node.value]
-        for position, (key, _) in enumerate(node.value):
-            if key.value in spelt[:position]:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value} stands twice", key.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def _load(file: Path) -> dict[str, Any]:
-    try:
-        values = yaml.load(file.read_text(encoding="utf-8"), _OneOfEachKey)  # a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{file}:{mark.line + 1}" if mark else f"{file}"
-        raise InputError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{file}: a chain is a mapping with `run_dir` and `steps`")
-    return values
 
 
 def _check_keys(where: str, values: dict[Any, Any], known: Mapping[str, str], required: tuple[str, ...]) -> None:

@@ -69,21 +69,7 @@ class DurableCheckpointIO(CheckpointIO):
             MissingInputError: There is no such file.
             InputError: The file is damaged, or loading it would need to run code; the message names it.
         """
-        source = _local(path)
-        try:
-            checkpoint = torch.load(source, map_location=map_location, weights_only=True)
-        except FileNotFoundError as error:
-            raise MissingInputError(f"{source}: there is no such checkpoint; `mulcot fit` writes it") from error
-        except (*_DAMAGE, OSError) as error:
-            # torch seeks to before the start of some torn files, which is EINVAL; other OSErrors are the disk's own.
-            if isinstance(error, torch.OutOfMemoryError) or (
-                isinstance(error, OSError) and error.errno != errno.EINVAL
-            ):
-                raise
-            raise InputError(f"{source}: {_refusal(error)}; take another checkpoint, or fit with --fresh") from error
-        if not isinstance(checkpoint, dict):
-            raise InputError(f"{source}: not a checkpoint but a {type(checkpoint).__name__}; give one of `mulcot fit`")
-        return checkpoint
+        return _load(_local(path), map_location)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete a checkpoint, a file or the folder of a sharded one; one that is not there is no error."""
@@ -93,6 +79,35 @@ class DurableCheckpointIO(CheckpointIO):
         else:
             with contextlib.suppress(FileNotFoundError):
                 target.unlink()
+
+
+def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
+    """A checkpoint on the CPU, without ever running code that it might hold.
+
+    Args:
+        path: A local file.
+        mmap: Maps its tensors into memory instead of reading them, for who wants a small part of it.
+
+    Raises:
+        MissingInputError: There is no such file.
+        InputError: The file is damaged, or loading it would need to run code; the message names it.
+    """
+    return _load(_local(path), "cpu", mmap)
+
+
+def _load(source: Path, map_location: Any, mmap: bool = False) -> dict[str, Any]:
+    try:
+        checkpoint = torch.load(source, map_location=map_location, weights_only=True, mmap=mmap)
+    except FileNotFoundError as error:
+        raise MissingInputError(f"{source}: there is no such checkpoint; `mulcot fit` writes it") from error
+    except (*_DAMAGE, OSError) as error:
+        # torch seeks to before the start of some torn files, which is EINVAL; other OSErrors are the disk's own.
+        if isinstance(error, torch.OutOfMemoryError) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
+            raise
+        raise InputError(f"{source}: {_refusal(error)}; take another checkpoint, or fit with --fresh") from error
+    if not isinstance(checkpoint, dict):
+        raise InputError(f"{source}: not a checkpoint but a {type(checkpoint).__name__}; give one of `mulcot fit`")
+    return checkpoint
 
 
 def _write(checkpoint: dict[str, Any], temporary: Path, target: Path) -> None:

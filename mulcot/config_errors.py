@@ -20,6 +20,7 @@ _UNKNOWN: Final = re.compile(
 _CLASS: Final = re.compile(r"given class_path '([\w.]+)'")
 _KEY: Final = re.compile(r"[Pp]arser key \"([\w.]+)\"")
 _NO_CLASS: Final = re.compile(r"Expected a dot import path string: (\S+)")
+_MISSING: Final = re.compile(r"the following arguments are required: ([\w., ]+)")
 _WRONG: Final = re.compile(r"Expected an? ([^.\n]+)\. Got value: (.+)")
 _GIVEN: Final = re.compile(r"Given value: (.+)")
 
@@ -31,7 +32,11 @@ def explain_config_error(error: Exception, argv: Sequence[str], parser: Any) -> 
         error: what the parser raised; the innermost cause stands last in its text.
         argv: the command line.
         parser: knows the keys outside of classes.
+
+    Raises:
+        InputError: an argument is no Unicode text, which is what is wrong then.
     """
+    check_unicode(argv)
     text = str(error)
     keys = _KEY.findall(text)
     if unknown := _UNKNOWN.search(text):
@@ -41,6 +46,8 @@ def explain_config_error(error: Exception, argv: Sequence[str], parser: Any) -> 
         name = missing.group(1)
         known = [base.__name__ for base in _subclasses(_expected_class(text, keys))]
         return f"{_place(name, argv)}there is no class {name!r}; {_nearest(name, known)}"
+    if lacking := _MISSING.search(text):
+        return _lacking(lacking.group(1).split(", "), text, keys, argv, parser)
     if wrong := list(_WRONG.finditer(text)):
         wanted, got = wrong[-1].groups()
         return f"{_place(keys[-1], argv)}{keys[-1]} is {got.strip()!r}; it must be {_type_name(wanted)}"
@@ -48,6 +55,33 @@ def explain_config_error(error: Exception, argv: Sequence[str], parser: Any) -> 
         wanted = " or ".join(dict.fromkeys(_type_name(name) for name in re.findall(r"Expected an? (.+)", text)))
         return f"{_place(keys[-1], argv)}{keys[-1]} is {given.group(1).strip()!r}; it must be {wanted}"
     return (_place(keys[-1], argv) if keys else "") + " ".join(text.split())
+
+
+def check_unicode(argv: Sequence[str]) -> None:
+    """Refuses arguments that no file of a run could hold.
+
+    Raises:
+        InputError: an argument, such as a path, is not UTF-8.
+    """
+    for arg in argv:
+        try:
+            arg.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"the argument {arg!r} is not UTF-8; rename the file or folder, or name a link to it that is"
+            ) from error
+
+
+def _lacking(names: Sequence[str], text: str, keys: Sequence[str], argv: Sequence[str], parser: Any) -> str:
+    """What a class or the verb itself was not given, as it is written where the class is named."""
+    found = _CLASS.findall(text)
+    if not found:
+        return f"{parser.prog} needs {' and '.join(f'--{name}' for name in names)}"
+    name = found[-1].rsplit(".", 1)[-1]
+    place = _place(name, argv)
+    if place:
+        return f"{place}{name} needs {' and '.join(names)}; add it to its init_args"
+    return f"{name} needs {' and '.join('--' + '.'.join([*keys, name]) for name in names)}"
 
 
 def _place(key: str, argv: Sequence[str]) -> str:

@@ -1,11 +1,47 @@
-"""Where a configuration's name leads: the working folder, its `conf` folder, then the configs that mulcot installs."""
+"""Where a configuration's name leads (the working folder, its `conf`, what mulcot installs), and what is in it."""
 
 import difflib
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from mulcot.types import InputError
+
+
+class _OneOfEachKey(yaml.SafeLoader):
+    """YAML's safe loader, but a key that stands twice is an error: PyYAML would drop the first one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping that a node spells."""
+        spelt = [key.value for key, _ in node.value]
+        for position, (key, _) in enumerate(node.value):
+            if key.value in spelt[:position]:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value} stands twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(file: Path, form: str = "a configuration is a mapping") -> dict[str, Any]:
+    """What a configuration file holds, `${...}` as it is spelt.
+
+    Args:
+        file: The file.
+        form: What it must be, for the message when it is no mapping.
+
+    Raises:
+        InputError: It is no YAML, a key stands twice, or it is no mapping; the message names file and line.
+    """
+    try:
+        values = yaml.load(file.read_text(encoding="utf-8"), _OneOfEachKey)  # a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{file}:{mark.line + 1}" if mark else f"{file}"
+        raise InputError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{file}: {form}")
+    return values
 
 
 def find_config(name: str) -> Path:

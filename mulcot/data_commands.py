@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -21,9 +20,9 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from data_modules.readers import GroupedSplit, Reader
-from data_modules.readers.converted import BUILDING, DESCRIPTION, read_description
+from data_modules.readers.converted import BUILDING, DESCRIPTION
 from data_modules.readers.row_log import OnBadRow, RowLog, one_line, summarise
-from mulcot.config_errors import explain_config_error
+from mulcot.config_errors import check_unicode, explain_config_error
 from mulcot.config_files import find_config
 from mulcot.files import write_atomic
 from mulcot.manifests import CHAIN_FILES, MANIFEST_NAME, input_digests, make_manifest, output_digests, write_manifest
@@ -68,7 +67,7 @@ class Target:
     on_bad_row: OnBadRow = "error"
     """Stops at the first wrong row, or leaves wrong rows out and lists them in OUT/bad_rows.jsonl."""
     fresh: bool = False
-    """Replaces the data set that OUT holds."""
+    """Replaces the data set that OUT holds, once the new one is whole."""
 
 
 def main_data(argv: Sequence[str]) -> int:
@@ -141,7 +140,7 @@ def main_split(argv: Sequence[str]) -> int:
 def _add_target(parser: ArgumentParser) -> None:
     parser.add_class_arguments(Target, skip={"embed_images", "fresh"})
     parser.add_argument("--embed_images", action="store_true", help="Puts the pictures into the table.")
-    parser.add_argument("--fresh", action="store_true", help="Replaces the data set that OUT holds.")
+    parser.add_argument("--fresh", action="store_true", help="Replaces what OUT holds, once all is done.")
 
 
 def _target(given: Any) -> Target:
@@ -164,6 +163,7 @@ def _parser(command: str, description: str) -> ArgumentParser:
 
 def _parse(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Any, Reader]:
     """The arguments and the source; what the YAML files say of the source comes before what flags say."""
+    check_unicode(argv)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", "-c", action="append", default=[])
     first.add_argument("--data_root")
@@ -203,10 +203,13 @@ def _source(names: Sequence[str], data_root: str | None, run_dir: str | None) ->
 
 def _convert(argv: Sequence[str], reader: Reader, target: Target) -> None:
     """Converts with a bar, says how it went, and leaves a manifest, as every step of a chain does."""
-    from data_modules.conversion import convert
+    from data_modules.conversion import convert, no_folder
 
+    try:
+        _check_room(target, reader)
+    except OSError as error:
+        raise no_folder(target.out, error) from error
     plan = _plan(reader, target)
-    _make_room(target)
     begun = datetime.now(UTC)
     inputs = input_digests(target.out, reader.files())
     # A split deals its posts out before the conversion looks at them, so it must know which pictures are broken.
@@ -214,6 +217,13 @@ def _convert(argv: Sequence[str], reader: Reader, target: Target) -> None:
     workers = target.workers or min(8, os.cpu_count() or 1)
     out = Console()
     started = time.perf_counter()
+
+    def declare(description: Description) -> None:
+        _write_results(target, description, log)
+        made = [path for path in (target.out / name for name in MADE) if path.is_file()]
+        outputs = output_digests(target.out, made)
+        write_manifest(target.out, make_manifest(argv, inputs=inputs, outputs=outputs, seed=None, started=begun))
+
     columns = (
         SpinnerColumn(),
         TextColumn("converting"),
@@ -221,21 +231,38 @@ def _convert(argv: Sequence[str], reader: Reader, target: Target) -> None:
         TextColumn("posts"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
-        bar = progress.add_task("posts", total=None)
-        description = convert(reader, plan, log, workers, lambda posts: progress.advance(bar, posts))
+    try:
+        with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
+            bar = progress.add_task("posts", total=None)
+            description = convert(
+                reader,
+                plan,
+                log,
+                workers,
+                lambda posts: progress.advance(bar, posts),
+                replaces=True,
+                declare=declare,
+            )
+    except InputError:
+        # The list of an older data set stays with it.
+        _list_left_out(out, log, plan.building if (plan.out / DESCRIPTION).exists() else plan.out)
+        raise
     _tell(out, target, description, log, time.perf_counter() - started)
+
+
+def _write_results(target: Target, description: Description, log: RowLog) -> None:
+    """The files beside the data set that say how it was made."""
     posts = {split: sum(shard.rows for shard in shards) for split, shards in description.splits.items()}
     metrics = {"kind": "data", "title": "data", "posts": posts, "left_out": log.left_out()}
     write_atomic(target.out / METRICS_NAME, json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
-    made = [path for path in (target.out / name for name in MADE) if path.is_file()]
-    outputs = output_digests(target.out, made)
-    write_manifest(target.out, make_manifest(argv, inputs=inputs, outputs=outputs, seed=None, started=begun))
+    if log.bad:
+        log.write(target.out / BAD_ROWS)
+    else:
+        (target.out / BAD_ROWS).unlink(missing_ok=True)
 
 
 def _plan(reader: Reader, target: Target) -> Plan:
-    from data_modules.conversion import Plan, load_encoder
-    from data_modules.encoded import encoder_key
+    from data_modules.conversion import Plan
 
     root = target.image_root or reader.image_root
     if not target.embed_images and root is None:
@@ -247,31 +274,63 @@ def _plan(reader: Reader, target: Target) -> Plan:
     if missing := set(reader.labels) - set(labels):
         raise InputError(f"--labels: {', '.join(sorted(missing))} of the source is missing; name every label")
     plan = Plan(Path(target.out), None if target.embed_images else root, target.model, labels, target.image_size)
-    return plan if target.model is None else replace(plan, fingerprint=encoder_key(load_encoder(plan)))
+    return plan if target.model is None else replace(plan, fingerprint=_fingerprint(plan))
 
 
-def _make_room(target: Target) -> None:
-    """Removes the data set that is to be replaced; refuses to write over anything else."""
+def _fingerprint(plan: Plan) -> str:
+    """The name of the tokens that the plan's model makes."""
+    from data_modules.conversion import load_encoder
+    from data_modules.encoded import encoder_key
+
+    try:
+        return encoder_key(load_encoder(plan))
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # what transformers raises, in several lines
+        reason = str(error).strip().split("\n", 1)[0].rstrip(".")
+        raise InputError(
+            f"--model {plan.model}: it cannot be loaded ({reason}); give a folder with a model, a finished stage, or "
+            "the name of a vision-language model on the hub"
+        ) from error
+
+
+def _check_room(target: Target, reader: Reader) -> None:
+    """Refuses to write over anything but a data set that is to be replaced, and over the source above all."""
     out = Path(target.out)
+    real = Path(os.path.realpath(out))
+    for path in reader.files():
+        found = Path(os.path.realpath(path))
+        if found.is_relative_to(real) or (found.name == DESCRIPTION and real.is_relative_to(found.parent)):
+            raise InputError(
+                f"--out {one_line(out)}: {one_line(path)}, which is read, lies in the same folder; name another folder"
+            )
+    unfinished = (out / BUILDING).is_dir()
     if (out / DESCRIPTION).is_file():
-        if not target.fresh:
+        # Between the description and the manifest a conversion may have been killed: it goes on.
+        if not target.fresh and not (unfinished and not (out / MANIFEST_NAME).is_file()):
             raise InputError(f"--out {one_line(out)}: it holds a converted data set; give --fresh to replace it")
-        made = read_description(out)
-        (out / MANIFEST_NAME).unlink(missing_ok=True)
-        (out / DESCRIPTION).unlink()
-        for split, shards in made.splits.items():
-            for name in (f"{split}.arrow", *(shard.file for shard in shards)):
-                (out / name).unlink(missing_ok=True)
-        for name in made.tokens.values():
-            shutil.rmtree(out / name, ignore_errors=True)
-        for name in (BAD_ROWS, METRICS_NAME):
-            (out / name).unlink(missing_ok=True)
         return
     foreign = [path.name for path in out.iterdir() if path.name not in CHAIN_FILES] if out.is_dir() else []
-    if foreign and not (out / BUILDING).is_dir():
+    if foreign and not unfinished:
         raise InputError(
             f"--out {one_line(out)}: it holds {min(foreign)!r}, which no conversion made; name another folder"
         )
+
+
+def _list_left_out(out: Console, log: RowLog, folder: Path) -> None:
+    """Lists the wrong rows that a conversion left out although it came to nothing."""
+    if log.bad:
+        log.write(folder / BAD_ROWS)
+        _say_left_out(out, log, folder)
+
+
+def _say_left_out(out: Console, log: RowLog, folder: Path) -> None:
+    out.print(
+        f"left out: {len(log.bad):,} wrong rows ({summarise(log.bad)}), listed in {folder / BAD_ROWS}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def _tell(out: Console, target: Target, description: Description, log: RowLog, seconds: float) -> None:
@@ -283,13 +342,6 @@ def _tell(out: Console, target: Target, description: Description, log: RowLog, s
     for reason, count in log.dropped.items():
         out.print(f"dropped by the source's rule: {count:,} ({reason})", highlight=False, markup=False, soft_wrap=True)
     if log.bad:
-        log.write(Path(target.out) / BAD_ROWS)
-        where = Path(target.out) / BAD_ROWS
-        out.print(
-            f"left out: {len(log.bad):,} wrong rows ({summarise(log.bad)}), listed in {where}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        _say_left_out(out, log, Path(target.out))
     use = f"posts: {{class_path: Converted, init_args: {{folder: {target.out}}}}}"
     out.print(f"use it with   {use}", highlight=False, markup=False, soft_wrap=True)

@@ -31,31 +31,43 @@ def export(model: str, out: Path, dtype: Literal["float32", "bfloat16"] = "float
         out: the folder to write, new or made by an earlier export.
         dtype: of the written weights.
     """
-    _make_room(out)
+    # Imported here: loading torch and transformers takes seconds, which `--help` should not cost.
     from mulcot.models import find_model, load_model, load_processor, merge_adapter, read_settings, save_model
 
-    network = load_model(model, dtype=dtype)
-    merged = merge_adapter(network)
+    _refuse_foreign(out)
+    labels, image_size = read_settings(find_model(model))
+    processor = load_processor(model)
+    merged = merge_adapter(load_model(model, dtype=dtype))
+    _make_room(out)  # now that nothing given can be wrong
     building = out / "building"
-    labels, image_size = read_settings(Path(find_model(model).name))
-    save_model(merged, load_processor(model), labels, image_size, building)
+    save_model(merged, processor, labels, image_size, building)
     for path in building.iterdir():
         path.rename(out / path.name)
     building.rmdir()
     Console().print(f"{out}: written, loads with AutoModelForImageTextToText.from_pretrained", highlight=False)
 
 
-def _make_room(out: Path) -> None:
-    """Empties a folder that an earlier export made, whose manifest goes last; refuses one that holds anything else."""
-    out.mkdir(parents=True, exist_ok=True)
-    present = [path for path in out.iterdir() if path.name not in CHAIN_FILES]
+def _refuse_foreign(out: Path) -> None:
+    """Refuses what is no folder, or holds anything that no export made."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file: name a folder")
+    present = _present(out)
     if present and read_manifest(out) is None:
         raise InputError(f"--out {out} holds {present[0].name}, which no export made: name another folder")
-    for path in sorted(present, key=lambda path: path.name == MANIFEST_NAME):
+
+
+def _make_room(out: Path) -> None:
+    """Empties a folder that an earlier export made; its manifest goes last."""
+    out.mkdir(parents=True, exist_ok=True)
+    for path in sorted(_present(out), key=lambda path: path.name == MANIFEST_NAME):
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def _present(out: Path) -> list[Path]:
+    return [path for path in out.iterdir() if path.name not in CHAIN_FILES] if out.is_dir() else []
 
 
 def main_export(argv: Sequence[str]) -> int:

@@ -64,13 +64,25 @@ def _answer(model: str, post: Post, max_new_tokens: int, device: str) -> Answer:
     from mulcot.types import TASKS
     from stages.base import answer_questions
 
-    labels, image_size = read_settings(Path(find_model(model).name))
-    chosen = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = _usable(device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu"))
+    labels, image_size = read_settings(find_model(model))
     encoder = RowEncoder(load_processor(model), labels, image_size)
     encoded = EncodedPosts.encode([post], encoder, TASKS)
     batch = QuestionSet([[0]], encoded, RowCollator(encoder), TASKS, {})[0].to(chosen)
     network: Any = load_model(model).eval().to(chosen)
     return answer_questions(network, batch, encoder, max_new_tokens)[0]
+
+
+def _usable(device: str) -> str:
+    """The device, after a first number was computed on it: a known name alone says little."""
+    import torch
+
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:  # by device and build of torch
+        here = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        raise InputError(f"--device {device!r} cannot be used here: give {', '.join(here)} or auto") from error
+    return device
 
 
 def _print(answer: Answer, as_json: bool) -> None:

@@ -5,77 +5,44 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, cast
+from tempfile import TemporaryDirectory
+from typing import Any, Final, TypeVar, cast
 
 import jsonargparse
-import torch
-from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentError
+from jsonargparse import ActionYesNo, ArgumentError
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from omegaconf import OmegaConf
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from transformers.utils import logging as transformers_logging
 
 from data_modules import readers as _readers  # noqa: F401 (registers the readers' short class names)
 from data_modules.multimodal import MultimodalDataModule
 from mulcot import teachers as _teachers  # noqa: F401 (registers the teachers' short class names)
-from mulcot.callbacks import BestEpoch, DistillationLoss, ProgressFile
-from mulcot.checkpoints import DurableCheckpointIO
-from mulcot.config_errors import explain_config_error
-from mulcot.config_files import find_config
+from mulcot.callbacks import BestEpoch, DistillationLoss, ProgressFile, RandomStates
+from mulcot.checkpoints import DurableCheckpointIO, read_checkpoint
+from mulcot.config_errors import check_unicode, explain_config_error
+from mulcot.config_overlays import NamedConfigFile, with_losses_replaced
 from mulcot.files import write_atomic
-from mulcot.manifests import (
-    MANIFEST_NAME,
-    command_key,
-    input_digests,
-    make_manifest,
-    output_digests,
-    read_manifest,
-    write_manifest,
-)
+from mulcot.manifests import command_key, input_digests
 from mulcot.models import MODEL_FOLDER, find_model, load_trained
+from mulcot.stage_folder import METRICS, StageFolder, check_stage_name
 from mulcot.types import InputError, MissingInputError
 from stages import TeacherStage
-from stages.base import ModelStage
+from stages.base import TEST_PREDICTIONS, ModelStage
 
 _LOG = logging.getLogger(__name__)
+Made = TypeVar("Made")
 
 # In this mode, and with this setting, `${...}` follows overrides on the command line and in a second --config.
 PARSER: Final = {"parser_mode": "omegaconf+", "exit_on_error": False}
-KEPT_BY_FRESH: Final = {"log.txt", "command.key"}
-KEPT_STORES: Final = "labels."
-"""How the files of the label store begin. They stay: what a teacher was paid for is never thrown away, and the lock of
-another process is not to be taken from it."""
-BEST: Final = "best.ckpt"
-LAST: Final = "last.ckpt"
 BAD_ROWS: Final = "bad_rows.jsonl"
 """The wrong rows that a stage left out."""
-OUTPUTS: Final = {MODEL_FOLDER, "cache", "metrics.json"}
-"""What later stages read of a stage, beside its JSON Lines."""
-
-
-class NamedConfigFile(ActionConfigFile):
-    """`--config`: finds bare names among the installed configs, and overlays `losses` entry by entry.
-
-    A later file replaces a named loss whole, `null` removes it, the other losses stay. A source of posts is replaced
-    whole too: the parser would keep those arguments of the earlier one that the new class happens to have.
-    """
-
-    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """Applies one config file on top of what was parsed before it."""
-        before = dict(cfg.get("losses") or {})
-        path = find_config(str(values))
-        posts = OmegaConf.select(OmegaConf.load(path), "data.init_args.posts.class_path")
-        if posts is not None and cfg.get("data.init_args.posts") is not None:
-            cfg["data.init_args.posts"] = None
-        super().__call__(parser, cfg, str(path), option_string)
-        if "losses" in cfg:
-            cfg["losses"] = {**before, **(cfg.get("losses") or {})}
 
 
 class StageConfigFile(SaveConfigCallback):
@@ -93,10 +60,12 @@ class MulcotCLI(LightningCLI):
 
     Args:
         args: the command line without the program's name.
+        scratch: where a `fast_dev_run` puts what it makes, instead of into its stage's folder.
     """
 
-    def __init__(self, args: Sequence[str]) -> None:
+    def __init__(self, args: Sequence[str], scratch: Path) -> None:
         self.argv = list(args)
+        self.scratch = scratch
         self.started = datetime.now(UTC)
         jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         super().__init__(
@@ -128,8 +97,9 @@ class MulcotCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses; a mistake becomes one line that names file and key."""
+        check_unicode(args)
         try:
-            self.config = parser.parse_args(args)
+            self.config = parser.parse_args(with_losses_replaced(args))
         except (ArgumentError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
@@ -160,20 +130,44 @@ class MulcotCLI(LightningCLI):
         return Path(self._get(self.config, "stage_dir"))
 
     def before_instantiate_classes(self) -> None:
-        """Refuses to run over a finished stage, before anything is loaded."""
+        """Refuses to run over a finished stage, before anything is loaded; a `fast_dev_run` leaves nothing behind."""
         self.key = command_key(self.argv)
-        if self.subcommand not in ("fit", "predict"):
-            return
-        if _is_first_process():
-            if self._get(self.config, "fresh"):
-                _empty(self.stage_dir)
-            elif read_manifest(self.stage_dir) is not None:
-                raise InputError(f"{self.stage_dir} is finished: give --fresh to start it anew, or another --stage")
+        check_stage_name(str(self._get(self.config, "stage")))
+        if self._get(self.config, "trainer.fast_dev_run"):
+            given = self.config[str(self.subcommand)]
+            given["stage_dir"] = given["model.init_args.stage_dir"] = self.scratch
+        self.folder = StageFolder(self.stage_dir)
+        fresh = self._get(self.config, "fresh")
+        if self.subcommand in ("fit", "predict") and _is_first_process() and not fresh:
+            self.folder.refuse_finished()
+
+    def instantiate_classes(self) -> None:
+        """As in the base class; what a constructor refuses leaves as one line."""
+        refusals: list[InputError] = []
+
+        def construct(class_type: type[Made], *args: Any, **kwargs: Any) -> Made:
+            try:
+                return class_type(*args, **kwargs)
+            except InputError as refusal:
+                refusals.append(refusal)  # jsonargparse would keep its text alone, in the midst of its own
+                raise
+
+        self.parser.add_instantiator(construct, object)
+        try:
+            super().instantiate_classes()
+        except (ArgumentError, ValueError, MisconfigurationException) as error:
+            if refusals:
+                raise refusals[0] from error
+            if isinstance(error, MisconfigurationException):
+                raise InputError(f"trainer: {_first_line(error)}") from error
+            raise InputError(explain_config_error(error, self.argv, self.parser)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds what no overlay may drop: loss terms, checkpoints, progress, durable saving."""
         config = cast(dict[str, Any], self._get(self.config_init, "trainer"))
         callbacks: list[Any] = [ProgressFile(self.stage_dir)]
+        if self.subcommand == "fit":
+            callbacks.append(RandomStates())
         for name, term in (self._get(self.config_init, "losses") or {}).items():
             if term is not None:
                 term.name = name
@@ -181,8 +175,8 @@ class MulcotCLI(LightningCLI):
         if self.subcommand == "fit":
             callbacks.append(
                 BestEpoch(
-                    dirpath=self.stage_dir / "checkpoints",
-                    filename=BEST.removesuffix(".ckpt"),
+                    dirpath=self.folder.best.parent,
+                    filename=self.folder.best.stem,
                     monitor="val/selection",
                     mode="max",
                     save_last=True,
@@ -201,9 +195,10 @@ class MulcotCLI(LightningCLI):
         """Resumes an unfinished stage of the same configuration."""
         if isinstance(self.model, TeacherStage):
             raise InputError("the teacher is not trained: label posts with `mulcot predict --config teacher.yaml`")
-        last = self.stage_dir / "checkpoints" / LAST
+        self._begin()
+        last = self.folder.last
         if last.is_file() and not self.config_init["fit"].get("ckpt_path"):
-            origin = torch.load(last, map_location="cpu", weights_only=True, mmap=True).get("mulcot", {})
+            origin = read_checkpoint(last, mmap=True).get("mulcot", {})
             if origin.get("command_key") != self.key:
                 raise InputError(
                     f"{self.stage_dir} holds an unfinished fit of another configuration: give --fresh to start anew, "
@@ -211,14 +206,13 @@ class MulcotCLI(LightningCLI):
                 )
             self.config_init["fit"]["ckpt_path"] = str(last)
         self.model.command_key = self.key
-        self._begin()
 
     def after_fit(self) -> None:
         """Saves the best epoch as a Hugging Face folder, evaluates it, and declares the stage done."""
         if self.trainer.interrupted or self._get(self.config, "trainer.fast_dev_run"):
             return
         stage = cast(ModelStage, self.model)
-        best = self._load_weights(stage, self.stage_dir / "checkpoints" / BEST)
+        best = self._load_weights(stage, self.folder.best)
         if self.trainer.is_global_zero:
             stage.export(self.stage_dir / MODEL_FOLDER)
         if self._get(self.config, "test_after_fit"):
@@ -240,8 +234,9 @@ class MulcotCLI(LightningCLI):
         self._evaluate_best()
 
     def before_test(self) -> None:
-        """See `before_validate`."""
+        """See `before_validate`; the fit's own predictions stay."""
         self._evaluate_best()
+        cast(ModelStage, self.model).predictions_name = TEST_PREDICTIONS
 
     def after_test(self) -> None:
         """Keeps the metrics beside those of the fit."""
@@ -251,6 +246,12 @@ class MulcotCLI(LightningCLI):
 
     def before_predict(self) -> None:
         """See `_begin`."""
+        if not is_overridden("predict_step", self.model, LightningModule):
+            raise InputError(
+                f"{type(self.model).__name__} predicts nothing: `mulcot predict` takes teacher.yaml (labels posts), "
+                "augment.yaml (samples rationales) or soft_labels.yaml (caches soft labels); a student is asked by "
+                "`mulcot infer` and `mulcot test`"
+            )
         if isinstance(self.model, TeacherStage):
             self.model.yes = bool(self._get(self.config, "yes"))
         self._begin()
@@ -268,7 +269,7 @@ class MulcotCLI(LightningCLI):
         if isinstance(self.model, TeacherStage):
             raise InputError("the teacher has no checkpoint to evaluate: its numbers are in the stage's metrics.json")
         given = self.config_init[str(self.subcommand)]
-        path = Path(given.get("ckpt_path") or self.stage_dir / "checkpoints" / BEST)
+        path = Path(given.get("ckpt_path") or self.folder.best)
         if not path.is_file():
             raise MissingInputError(f"{path} is missing: `mulcot fit` with the same --config makes it")
         given["ckpt_path"] = None
@@ -277,7 +278,7 @@ class MulcotCLI(LightningCLI):
         self._load_weights(stage, path)
 
     def _load_weights(self, stage: ModelStage, path: Path) -> dict[str, Any]:
-        checkpoint = cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
+        checkpoint = read_checkpoint(path)
         assert stage.model is not None
         load_trained(stage.model, checkpoint["state_dict"])
         return checkpoint
@@ -296,16 +297,8 @@ class MulcotCLI(LightningCLI):
                 common = {"kind": stage.kind, "title": stage.title, "seed": seed}
                 metrics = common | {"train_label_counts": self.datamodule.train_label_counts()} | metrics
         else:
-            metrics = json.loads((self.stage_dir / "metrics.json").read_text(encoding="utf-8"))
-        write_atomic(
-            self.stage_dir / "metrics.json", json.dumps(metrics | left_out, indent=2, ensure_ascii=False) + "\n"
-        )
-        made = [path for path in self.stage_dir.iterdir() if path.name in OUTPUTS or path.suffix == ".jsonl"]
-        outputs = output_digests(self.stage_dir, sorted(made))
-        write_manifest(
-            self.stage_dir,
-            make_manifest(self.argv, inputs=self.inputs, outputs=outputs, seed=seed, started=self.started),
-        )
+            metrics = json.loads((self.stage_dir / METRICS).read_text(encoding="utf-8"))
+        self.folder.finish(metrics | left_out, self.argv, self.inputs, seed, self.started)
 
     def _report_left_out(self) -> dict[str, Any]:
         """Says what was left out of the data and lists wrong rows; the same for the stage's metrics."""
@@ -313,23 +306,32 @@ class MulcotCLI(LightningCLI):
         if not left_out:
             return {}
         counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
-        where = ""
-        if self.datamodule.log_of_rows.bad:
-            self.datamodule.log_of_rows.write(self.stage_dir / BAD_ROWS)
-            where = f" (wrong rows are listed in {self.stage_dir / BAD_ROWS})"
+        where = f" (wrong rows are listed in {self.stage_dir / BAD_ROWS})" if self._list_bad_rows() else ""
         _LOG.warning("left out of the data: %s%s", counts, where)
         return {"left_out": left_out}
 
+    def _list_bad_rows(self) -> bool:
+        """Writes the wrong rows that were met so far; whether there were any."""
+        log = self.datamodule.log_of_rows
+        if log.bad and _is_first_process():
+            log.write(self.stage_dir / BAD_ROWS)
+        return bool(log.bad)
+
     def _begin(self) -> None:
-        """Notes what the stage reads, as it is before the start, and whose work lies in the folder from now on."""
+        """Reads what can be wrong, notes what the stage reads, and only then touches the stage's folder."""
         models = self.model.input_models() if isinstance(self.model, ModelStage) else []
         for model in models:
             find_model(model)  # a missing one is told of before posts are read
+        try:
+            self.datamodule.setup(str(self.subcommand))
+        except InputError:
+            self._list_bad_rows()  # when all rows are wrong, this is where to see why
+            raise
         paths = [*self.datamodule.files(), *(Path(model) for model in models)]
         self.inputs = input_digests(self.stage_dir, [path for path in paths if path.exists()])
         if _is_first_process():
-            self.stage_dir.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.stage_dir / "command.key", self.key)
+            self.folder.begin(self.key, fresh=bool(self._get(self.config, "fresh")))
+        self._list_bad_rows()
 
 
 def run_stage(argv: Sequence[str]) -> int:
@@ -344,7 +346,10 @@ def run_stage(argv: Sequence[str]) -> int:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     transformers_logging.disable_progress_bar()
     try:
-        MulcotCLI(argv)
+        with TemporaryDirectory(prefix="mulcot-") as scratch:
+            MulcotCLI(argv, Path(scratch))
+    except MisconfigurationException as error:
+        raise InputError(_first_line(error)) from error
     except SystemExit as left:
         if isinstance(left.__context__, KeyboardInterrupt):  # Lightning leaves with 1 after Ctrl-C
             raise KeyboardInterrupt from left
@@ -357,13 +362,5 @@ def _is_first_process() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
 
 
-def _empty(folder: Path) -> None:
-    """Removes what a stage made before, the manifest first: half a stage must not look finished."""
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name in KEPT_BY_FRESH or path.name.startswith(KEPT_STORES):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -269,6 +269,7 @@ class SoftLabelCache:
             log_tail=part("log_tail", torch.float32),
             log_z=part("log_z", torch.float32),
             temperature=self.temperature,
+            rows=self.vocab_rows,
         )
 
     def _read_index(self, shard: Mapping[str, Any]) -> None:
@@ -314,7 +315,7 @@ def _round(view: TopK) -> TopK:
     _, tail_at_t = view.at(view.temperature)
     tail_at_t = tail_at_t.float() + view.log_z.float()
     log_z = torch.logaddexp((log_probs.float() / view.temperature).logsumexp(dim=-1), tail_at_t)
-    return TopK(view.ids, log_probs, log_tail, log_z, view.temperature)
+    return TopK(view.ids, log_probs, log_tail, log_z, view.temperature, view.rows)
 
 
 def _rounding_error(exact: TopK, stored: TopK) -> float:

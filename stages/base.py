@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from lightning import LightningModule
@@ -19,11 +19,25 @@ from mulcot.callbacks import DistillationLoss
 from mulcot.files import write_atomic
 from mulcot.generation import RationaleRefusedError, decode_replies, label_probabilities, parse_rationale
 from mulcot.metrics import ClassificationReport, ReasoningReport
-from mulcot.models import DType, Lora, head, hidden_states, load_model, load_processor, save_model, trained_state
+from mulcot.models import (
+    DType,
+    Lora,
+    find_model,
+    head,
+    hidden_states,
+    load_model,
+    load_processor,
+    save_model,
+    trained_state,
+)
 from mulcot.rows import MicroBatch, QuestionBatch, RowBatch, RowEncoder
 from mulcot.types import DEFAULT_LABELS, TASKS, Answer, InputError, RationaleRecord, Task
 
 PredictKind = Literal["posts", "questions", "responses"]
+FIT_PREDICTIONS: Final = "predictions.jsonl"
+"""What a fit's best epoch answers to the test posts, beside its `metrics.json`."""
+TEST_PREDICTIONS: Final = "predictions-test.jsonl"
+"""What the verb `test` gets, beside its `metrics-test.json`."""
 Judged = tuple[int, Answer, str | None, RationaleRecord | None]
 """Where the post stands in its split, the answer, the gold label, the reference."""
 
@@ -104,6 +118,7 @@ class ModelStage(LightningModule):
         self.trust_remote_code = trust_remote_code
         self.strict_loading = False  # a checkpoint holds what is trained, not the frozen base
         self.command_key = ""  # the command line's fingerprint, set by the command line
+        self.predictions_name = FIT_PREDICTIONS
         self.model: nn.Module | None = None
         self.soft_label_fingerprint: dict[str, str] | None = None
         self.outcome: dict[str, Any] = {}
@@ -136,6 +151,11 @@ class ModelStage(LightningModule):
         """Loads the model, once."""
         if self.model is not None:
             return
+        if self.lora is not None and find_model(self.pretrained).checkpoint is not None:
+            raise InputError(
+                f"{self.pretrained}: an adapter on a checkpoint could be loaded by mulcot alone: write it as a folder "
+                "first (`mulcot export --model CHECKPOINT --out FOLDER`) and give that"
+            )
         self.model = load_model(
             self.pretrained,
             dtype=self.dtype_name,
@@ -144,11 +164,6 @@ class ModelStage(LightningModule):
             freeze_vision=self.freeze_vision,
             trust_remote_code=self.trust_remote_code,
         )
-        if any(weight.dtype != torch.float32 for weight in trained_state(self.model).values()):
-            raise InputError(
-                "model.init_args.dtype=bfloat16 would train bf16 weights, whose updates round away: keep float32 (with "
-                "--trainer.precision=bf16-mixed), or train an adapter (model.init_args.lora)"
-            )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over what is trained."""
@@ -176,6 +191,12 @@ class ModelStage(LightningModule):
 
     def on_fit_start(self) -> None:
         """Collects the loss terms and checks that they can be computed, before the first step."""
+        assert self.model is not None
+        if any(weight.dtype != torch.float32 for weight in trained_state(self.model).values()):
+            raise InputError(
+                "model.init_args.dtype=bfloat16 would train bf16 weights, whose updates round away: keep float32 (with "
+                "--trainer.precision=bf16-mixed), or train an adapter (model.init_args.lora)"
+            )
         self._terms = [callback for callback in self.trainer.callbacks if isinstance(callback, DistillationLoss)]  # type: ignore[attr-defined]
         if not any(self.coefficient(term) > 0 for term in self._terms):
             raise InputError("no loss has a weight above 0: name one, e.g. --losses.ce.class_path=CrossEntropy")
@@ -239,11 +260,14 @@ class ModelStage(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what is trained, and says what it was trained from."""
         assert self.model is not None
-        trained = trained_state(self.model)
+        trained, source = trained_state(self.model), find_model(self.pretrained)
         checkpoint["state_dict"] = {f"model.{name}": value for name, value in trained.items()}
         checkpoint["mulcot"] = {
-            "pretrained": self.pretrained,
+            "pretrained": source.name if source.checkpoint is None else str(source.checkpoint),  # from any folder
             "lora": asdict(self.lora) if self.lora else None,
+            "freeze_vision": self.freeze_vision,
+            "labels": list(self.labels),
+            "image_size": list(self.image_size) if self.image_size else None,
             "command_key": self.command_key,
             "val_metrics": self.val_metrics,
         }
@@ -294,7 +318,7 @@ class ModelStage(LightningModule):
             self.log_dict({f"test/{name}": float(scores[name]) for name in ("accuracy", "macro_f1", "weighted_f1")})
         if self.trainer.is_global_zero:
             lines = [json.dumps(asdict(answer) | {"gold": gold}, ensure_ascii=False) for _, answer, gold, _ in judged]
-            write_atomic(self.stage_dir / "predictions-test.jsonl", "".join(line + "\n" for line in lines))
+            write_atomic(self.stage_dir / self.predictions_name, "".join(line + "\n" for line in lines))
 
     def _classification(self, judged: Sequence[Judged]) -> dict[str, Any]:
         report = ClassificationReport(self.labels)

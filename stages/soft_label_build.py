@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,22 @@ from torch import nn
 
 from mulcot.losses import TopK
 from mulcot.manifests import digest
-from mulcot.models import find_model, head, hidden_states
+from mulcot.models import ModelSource, base_of, find_model, head, hidden_states
 from mulcot.rows import RowBatch, RowEncoder
 from mulcot.soft_labels import SoftLabelWriter
 
 
 def soft_label_fingerprint(assistant: str, encoder: RowEncoder) -> dict[str, str]:
     """What soft labels depend on beside the response tokens, which are part of an entry's own key."""
-    source = find_model(assistant)
+    return {"assistant": _digest_of(find_model(assistant))} | encoder.fingerprint()
+
+
+def _digest_of(source: ModelSource) -> str:
+    """A digest of a model's weights: an adapter's with those of what it goes onto, a hub's model by its name."""
     weights = source.checkpoint or Path(source.name)
-    return {"assistant": digest(weights) if weights.exists() else source.name} | encoder.fingerprint()
+    own = digest(weights) if weights.exists() else source.name
+    base = base_of(source)
+    return own if base is None else hashlib.sha256(f"{own} on {_digest_of(base)}".encode()).hexdigest()
 
 
 class SoftLabelBuild:

@@ -50,7 +50,7 @@ def test_two_processes_train_as_one(chain: Path) -> None:
         assert two[name] == pytest.approx(values, rel=1e-3), name
     assert two["loss/total"][0] == pytest.approx(one["loss/total"][0], rel=1e-5)
     posts = [
-        [json.loads(line)["post_id"] for line in (chain / stage / "predictions-test.jsonl").read_text().splitlines()]
+        [json.loads(line)["post_id"] for line in (chain / stage / "predictions.jsonl").read_text().splitlines()]
         for stage in ("one", "two")
     ]
     assert posts[0] == posts[1]

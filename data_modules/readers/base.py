@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from data_modules.readers.image_root import ImageRoot
-from data_modules.readers.row_log import Places, Row, RowError, RowLog, one_line, shown
+from data_modules.readers.row_log import Row, RowError, RowLog, one_line, shown
+from data_modules.readers.row_log import filled as filled
+from data_modules.readers.taken_ids import TakenIds
 from data_modules.readers.text_files import read_lines as read_lines
 from data_modules.readers.text_files import read_text as read_text
 from mulcot.images import load_image
@@ -34,6 +36,8 @@ class Reader(ABC):
     """The labels that posts may have, in order."""
     image_root: Path | None = None
     """The folder that all pictures lie in; None where they have none, such as pictures inside a table."""
+    image_field: str = "image"
+    """What the source calls the field of a post's picture."""
 
     @abstractmethod
     def entries(self, split: Split, log: RowLog) -> Entries:
@@ -58,7 +62,7 @@ class Reader(ABC):
             InputError: See `entries`.
         """
         log = log or RowLog()
-        return _posts(self.entries(split, log), log)
+        return _posts(self.entries(split, log), log, self.image_field)
 
     def tokens(self, split: Split, fingerprint: str) -> Path | None:
         """The folder of a split's tokens for the encoder with this fingerprint; only a converted data set has one."""
@@ -87,7 +91,7 @@ class SingleFileReader(Reader):
             InputError: The file or a row is wrong.
         """
         log = log or RowLog()
-        return _posts(self.all_entries(log), log)
+        return _posts(self.all_entries(log), log, self.image_field)
 
     def splits(self) -> tuple[Split, ...]:
         """None."""
@@ -114,34 +118,64 @@ def checked(rows: Iterable[tuple[Row, Raw]], make: Callable[[Row, Raw], Post | N
             yield row, post
 
 
-def decoded(entries: Entries, log: RowLog) -> Entries:
-    """The entries whose pictures can be decoded, several at a time, in their order; the others go to `log`."""
+def decoded(entries: Entries, log: RowLog, field: str = "image") -> Entries:
+    """The entries whose pictures can be decoded, several at a time, in their order; the others go to `log`.
+
+    Args:
+        entries: The entries.
+        log: Where those with a broken picture go.
+        field: What the source calls the field of the picture.
+    """
+    window: deque[tuple[Row, Post, Future[str]]] = deque()
+    log.settle = lambda: [row for row, _, problem in window if problem.result()]
     with ThreadPoolExecutor(_DECODING_THREADS) as threads:
-        window: deque[tuple[Row, Post, Future[None]]] = deque()
         for row, post in entries:
             window.append((row, post, threads.submit(_decode, post)))
             if len(window) > 8 * _DECODING_THREADS:
-                yield from _decided(*window.popleft(), log)
+                yield from _decided(*window.popleft(), log, field)
         while window:
-            yield from _decided(*window.popleft(), log)
+            yield from _decided(*window.popleft(), log, field)
 
 
-def _posts(entries: Entries, log: RowLog) -> list[Post]:
-    return [post for _, post in (decoded(entries, log) if log.decode else entries)]
+def add_broken(log: RowLog, row: Row, field: str, picture: Path | StoredPicture, error: str) -> None:
+    """Lists a row whose picture cannot be read, or raises the error where wrong rows stop the reading.
+
+    Args:
+        log: Where it is listed.
+        row: The row.
+        field: What the source calls the field of the picture.
+        picture: The picture.
+        error: What `load_image` said of it.
+    """
+    problem, _, remedy = error.rpartition("; ")
+    there = not isinstance(picture, Path) or os.path.isfile(picture)
+    log.broken.add(row)
+    log.add(row.picture_error(field, picture, "unreadable" if there else "missing", problem, remedy))
 
 
-def _decode(post: Post) -> None:
-    load_image(post.image)
+def _posts(entries: Entries, log: RowLog, field: str) -> list[Post]:
+    return [post for _, post in (decoded(entries, log, field) if log.decode else entries)]
 
 
-def _decided(row: Row, post: Post, decoding: Future[None], log: RowLog) -> Entries:
+def _kept_posts(kept: Callable[[Split, RowLog], Entries], split: Split, decode: bool) -> list[Post]:
+    log = RowLog("skip", decode)
+    return _posts(kept(split, log), log, "image")
+
+
+def _decode(post: Post) -> str:
+    """What is wrong with a post's picture; empty where nothing is."""
     try:
-        decoding.result()
+        load_image(post.image)
     except RowError:
         raise
     except InputError as error:
-        problem, _, remedy = str(error).rpartition("; ")
-        log.add(row.error("image", problem, remedy))
+        return str(error)
+    return ""
+
+
+def _decided(row: Row, post: Post, problem: Future[str], log: RowLog, field: str) -> Entries:
+    if problem.result():
+        add_broken(log, row, field, post.image, problem.result())
     else:
         yield row, post
 
@@ -151,7 +185,7 @@ MAX_CHARACTERS = 20_000
 
 
 class PostChecks:
-    """The checks of one pass over a source; it remembers the ids it has seen.
+    """The checks of one pass over a source; it remembers the ids of the posts that it gave (`TakenIds`).
 
     Args:
         labels: The data set's labels.
@@ -160,6 +194,7 @@ class PostChecks:
         aspect_in_text: Whether the text must hold the aspect, as it does where aspects are words of the author; a
             data set with categories as aspects says no.
         names: What the source calls the fields `id`, `text`, `image`, `aspect` and `label`, where it is not this.
+        log: What the pass met, which knows of pictures that turn out to be broken later.
 
     Raises:
         InputError: The labels are no label set, or the image root is no folder.
@@ -172,6 +207,7 @@ class PostChecks:
         check_images: bool,
         aspect_in_text: bool = True,
         names: Mapping[str, str] | None = None,
+        log: RowLog | None = None,
     ) -> None:
         """Check what holds for all rows; nothing is read yet."""
         check_label_set(labels)
@@ -182,7 +218,7 @@ class PostChecks:
         self._check_images = check_images
         self._aspect_in_text = aspect_in_text
         self._names = {field: field for field in ("id", "text", "image", "aspect", "label")} | dict(names or {})
-        self._ids: Places[str] = Places()
+        self._ids = TakenIds(log or RowLog())
 
     def post(
         self,
@@ -217,16 +253,24 @@ class PostChecks:
             problem = f"{shown(target)} does not stand in the text"
             remedy = "write it as the text does, or set aspect_in_text: false where aspects are categories"
             raise row.error(names["aspect"], problem, remedy)
-        return Post(
-            id=self._new_id(row, id),
+        name = self._new_id(row, id)
+        post = Post(
+            id=name,
             text=written,
             image=image if isinstance(image, StoredPicture) else self.image(row, image, names["image"]),
             aspect=target,
             label=None if label is None else self.label(row, label, names["label"]),
         )
+        self._ids.take(name, row)
+        return post
 
     def across_splits(
-        self, split: Split, posts: Entries, ids_of: Callable[[Split], Iterable[tuple[Row, object]]], log: RowLog
+        self,
+        split: Split,
+        posts: Entries,
+        ids_of: Callable[[Split], Iterable[tuple[Row, object]]],
+        log: RowLog,
+        kept: Callable[[Split, RowLog], Entries] | None = None,
     ) -> Entries:
         """The posts of a split, none of which has an id that stands in another split.
 
@@ -237,7 +281,11 @@ class PostChecks:
             posts: Its posts, which come from `post`.
             ids_of: The ids in another split, with their places; None for a row without one, none for no such split.
             log: Where wrong rows go.
+            kept: The posts of another split that are kept under a log; it is asked where wrong rows are skipped and
+                an id stands in two splits. Without it every id of another split counts.
         """
+        if kept is not None:
+            self._ids.kept = lambda other: {post.id for post in _kept_posts(kept, other, log.decode)}
         for name in SPLITS:
             if name == split:
                 yield from posts
@@ -245,9 +293,9 @@ class PostChecks:
                     return  # an id that stands again in a later split is listed when that one is read
             else:
                 for row, value in ids_of(name):
-                    self.note_id(row, value, log)
+                    self.note_id(name, row, value, log)
 
-    def note_id(self, row: Row, value: object, log: RowLog) -> None:
+    def note_id(self, split: Split, row: Row, value: object, log: RowLog) -> None:
         """Remembers the id of another split's row, if it has one.
 
         Raises:
@@ -257,18 +305,25 @@ class PostChecks:
         if value is None:
             return
         try:
-            self._new_id(row, value)
+            name = self._new_id(row, value) if log.on_bad_row == "error" else self._id(row, value)
         except RowError:
             if log.on_bad_row == "error":
                 raise
+        else:
+            self._ids.take_elsewhere(split, name, row)
 
     def _new_id(self, row: Row, value: object) -> str:
-        """An id as text, refused when an earlier row has it; whole numbers are taken as their digits."""
+        """An id as text, refused when a post that is kept has it already."""
+        name = self._id(row, value)
+        self._ids.check(row, name, self._names["id"])
+        return name
+
+    def _id(self, row: Row, value: object) -> str:
+        """An id as text; whole numbers are taken as their digits."""
         field = self._names["id"]
         name = filled(row, field, as_digits(value))
         if name != name.strip():
             raise row.error(field, f"blanks around the id {shown(name)}", f"write {shown(name.strip())}")
-        check_new_id(self._ids, row, name, field)
         return name
 
     def label(self, row: Row, value: object, field: str = "label") -> str:
@@ -276,9 +331,9 @@ class PostChecks:
         label = filled(row, field, value)
         if label in self._labels:
             return label
-        plain = label.strip().lower()
-        if plain in self._labels:
-            raise row.error(field, f"{shown(label)} has capitals or blanks", f"write {plain!r}")
+        for known in self._labels:
+            if plain_label(known) == plain_label(label):
+                raise row.error(field, f"{shown(label)} differs from a label in capitals or blanks", f"write {known!r}")
         choices = ", ".join(repr(known) for known in self._labels)
         raise row.error(field, f"unknown label {shown(label)}", f"use one of {choices}, or name it in `labels`")
 
@@ -288,27 +343,15 @@ class PostChecks:
         problem = self._root.problem(name)
         if problem:
             remedy = "copy the picture into it" if "link" in problem else "give a path inside the image root"
-            raise row.error(field, f"{shown(name)} {problem}", f"{remedy}, relative to it")
+            raise row.picture_error(field, name, "outside", f"{shown(name)} {problem}", f"{remedy}, relative to it")
         path = self._root.folder / name
         if self._check_images and not os.path.isfile(path):
             kind = "a folder, not a picture," if os.path.isdir(path) else "no picture"
             kind = "a broken link, not a picture," if os.path.islink(path) and not os.path.exists(path) else kind
             remedy = "put the picture there or take the post out"
-            raise row.error(field, f"there is {kind} {shown(name)} in {one_line(self._root.folder)}", remedy)
+            problem = f"there is {kind} {shown(name)} in {one_line(self._root.folder)}"
+            raise row.picture_error(field, path, "missing", problem, remedy)
         return path
-
-
-def check_new_id(
-    ids: Places[str], row: Row, name: str, field: str = "id", remedy: str = "give every post an id of its own"
-) -> None:
-    """Adds an id to those that were met.
-
-    Raises:
-        RowError: It is among them already.
-    """
-    earlier = ids.note(name, row)
-    if earlier is not None:
-        raise row.error(field, f"the id {shown(name)} already stands at {earlier}", remedy)
 
 
 def as_digits(value: object) -> object:
@@ -316,32 +359,30 @@ def as_digits(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def filled(row: Row, field: str, value: object) -> str:
-    """A field that must be text with something in it; None stands for a key that is missing."""
-    if value is None:
-        raise row.error(field, "it is missing", "give it a text")
-    if not isinstance(value, str):
-        raise row.error(field, f"{shown(value)} is no text", "put it into quotes as a text")
-    if not value.strip():
-        raise row.error(field, "it is empty", "give it a text")
-    if "\0" in value or not _is_unicode(value):
-        raise row.error(field, f"{shown(value)} holds a NUL or half a surrogate pair", "take that character out")
-    return value
-
-
 def check_label_set(labels: Sequence[str]) -> None:
     """Refuse a label set that replies could not be compared with.
 
     Raises:
-        InputError: There are fewer than two labels, one is spelt with capitals or outer blanks, or one comes twice.
+        InputError: There are fewer than two labels; one is empty, has outer blanks or more than one line; or two differ
+            in capitals or blanks alone, which a model's reply need not keep apart.
     """
     if isinstance(labels, str) or len(labels) < 2:
         raise InputError(f"labels: {labels!r} is no list of two or more labels; give one, such as [positive, negative]")
+    known: dict[str, str] = {}
     for number, label in enumerate(labels, 1):
-        if not isinstance(label, str) or not label or label != label.strip().lower():
-            raise InputError(f"labels, entry {number}: {label!r} must be a text in small letters without outer blanks")
-        if label in labels[: number - 1]:
+        if not isinstance(label, str) or not label or label != label.strip() or len(label.splitlines()) > 1:
+            raise InputError(f"labels, entry {number}: {label!r} must be a text on one line without outer blanks")
+        if label in known.values():
             raise InputError(f"labels, entry {number}: {label!r} comes twice; name every label once")
+        other = known.setdefault(plain_label(label), label)
+        if other != label:
+            problem = f"{label!r} differs from {other!r} in capitals or blanks alone"
+            raise InputError(f"labels, entry {number}: {problem}; name every label once")
+
+
+def plain_label(label: str) -> str:
+    """What spellings of a label have in common that differ in capitals or blanks."""
+    return "".join(label.split()).casefold()
 
 
 def not_empty(path: Path, rows: Iterator[tuple[Row, Raw]]) -> Iterator[tuple[Row, Raw]]:
@@ -354,12 +395,3 @@ def not_empty(path: Path, rows: Iterator[tuple[Row, Raw]]) -> Iterator[tuple[Row
     if first is None:
         raise InputError(f"{one_line(path)}: it holds no posts; give a file with at least one")
     return chain([first], rows)
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether the text can be written as UTF-8; JSON escapes can spell text that cannot."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +19,13 @@ from mulcot.types import SPLITS, InputError, Post, Split
 DESCRIPTION: Final = "dataset.json"
 BUILDING: Final = ".building"
 """Where the finished pieces of an unfinished conversion lie."""
+TOKENS: Final = "tokens"
+"""The folder of the tokens."""
+SECOND: Final = "-b"
+"""Ends the names of a data set that is made beside one whose names do not end so; the next one is without it again."""
 FORMAT: Final = 1
+_OWN: Final = re.compile(rf"({'|'.join(SPLITS)})(-\d{{5,}}({SECOND})?\.parquet|\.arrow)")
+"""The files of a data set beside its description."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,3 +207,30 @@ def read_description(folder: Path) -> Description:
         if Path(name).name != name:
             raise InputError(f"{one_line(path)}: {name!r} is no name of a file in this folder; convert again")
     return description
+
+
+def free_mark(folder: Path) -> str:
+    """What the names of a new data set end in, so that none is a name of the data set that lies in the folder.
+
+    Raises:
+        InputError: What lies there cannot be read, so its names are not known.
+    """
+    if not (folder / DESCRIPTION).is_file():
+        return ""
+    try:
+        old = read_description(folder)
+    except InputError as error:
+        raise InputError(f"{error}, into another folder") from error
+    names = [Path(shard.file).stem for shards in old.splits.values() for shard in shards]
+    return "" if all(name.endswith(SECOND) for name in (*names, *old.tokens.values())) else SECOND
+
+
+def remove_others(folder: Path, description: Description) -> None:
+    """Removes the files of a data set that are not of this one: of the one that it replaced, or of a longer source."""
+    kept = {shard.file for shards in description.splits.values() for shard in shards}
+    kept |= {f"{split}.arrow" for split in description.splits}
+    for path in folder.iterdir():
+        if _OWN.fullmatch(path.name) and path.name not in kept:
+            path.unlink()
+    for name in {TOKENS, TOKENS + SECOND} - set(description.tokens.values()):
+        shutil.rmtree(folder / name, ignore_errors=True)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from data_modules.dealing import deal
 from data_modules.near_copies import group, near_copy_pairs
-from data_modules.readers.base import Entries, Reader, SingleFileReader, check_new_id, decoded
-from data_modules.readers.row_log import OnBadRow, Places, Row, RowError, RowLog, shown
-from data_modules.sharing import as_counts, split_sizes
+from data_modules.readers.base import Entries, Reader, SingleFileReader, decoded
+from data_modules.readers.row_log import OnBadRow, PictureFault, Places, Row, RowError, RowLog, shown
+from data_modules.readers.taken_ids import check_new_id
+from data_modules.sharing import are_shares, as_counts, split_sizes
 from mulcot.types import SPLITS, InputError, Post, Split
 
 _LOG = logging.getLogger(__name__)
@@ -23,7 +24,8 @@ class GroupedSplit(Reader):
     A source with splits of its own is pooled, train, val and test in this order. Pictures are the same when their
     bytes are, whatever they are called. Texts are near-copies when their words are (see `data_modules.near_copies`);
     what is connected by pictures and near-copies, also by way of others, is one group and goes to one split. The sizes
-    are met exactly whenever any choice of whole groups meets them; when none does, the error names the nearest sizes.
+    are met exactly whenever any choice of whole groups meets them. When none does, shares take the nearest sizes, and
+    the first reading logs these; for counts, and where a split would be left without posts, the error names them.
     Label shares are those of the whole as nearly as the groups allow; `label_counts` says how they came out, and the
     first reading logs it. A split keeps the source's order.
 
@@ -70,6 +72,11 @@ class GroupedSplit(Reader):
         """The source's folder of pictures."""
         return self.reader.image_root
 
+    @property
+    def image_field(self) -> str:  # type: ignore[override]
+        """What the source calls the field of a post's picture."""
+        return self.reader.image_field
+
     def entries(self, split: Split, log: RowLog) -> Entries:
         """The posts of a split, in the order of the source, each with the place where it stands there.
 
@@ -86,7 +93,7 @@ class GroupedSplit(Reader):
         log = log or RowLog()
         entries = self.entries(split, log)
         again = log.decode and not self._prepared(log).found.decode
-        return [post for _, post in (decoded(entries, log) if again else entries)]
+        return [post for _, post in (decoded(entries, log, self.image_field) if again else entries)]
 
     def splits(self) -> tuple[Split, ...]:
         """Those that get posts."""
@@ -161,10 +168,11 @@ class GroupedSplit(Reader):
         if any(met[split] != sizes[split] for split in SPLITS):
             wanted, nearest = (", ".join(f"{split}: {some[split]}" for split in SPLITS) for some in (sizes, met))
             what = "posts with one picture" + ("" if self.near_copies is None else " or nearly one text")
-            raise InputError(
-                f"GroupedSplit: {wanted} would part {what} (the largest group has {largest}); "
-                f"the nearest sizes are {nearest}"
-            )
+            problem = f"{wanted} would part {what} (the largest group has {largest}); the nearest sizes are {nearest}"
+            emptied = any(sizes[split] and not met[split] for split in SPLITS)
+            if emptied or not are_shares(self.train, self.val, self.test):
+                raise InputError(f"GroupedSplit: {problem}")
+            _LOG.info("%s, which are taken", problem)
         sides = {at: side for members, side in zip(groups, dealt, strict=True) for at in members}
         return [sides[at] for at in range(len(posts))]
 
@@ -187,6 +195,7 @@ class _Pool:
     def __init__(self, reader: Reader, on_bad_row: OnBadRow) -> None:
         """Reads them."""
         self.found = RowLog(on_bad_row)
+        self._field = reader.image_field
         self.pictures: list[bytes] = []
         """A hash of every post's picture, once `prepare` was called."""
         if isinstance(reader, SingleFileReader):
@@ -198,14 +207,14 @@ class _Pool:
         """Looks at the pictures: decodes them where the log says so, and hashes them."""
         self.found.on_bad_row = log.on_bad_row
         if log.decode and not self.found.decode:
-            self.entries = list(decoded(iter(self.entries), self.found))
+            self.entries = list(decoded(iter(self.entries), self.found, self._field))
             self.found.decode = True
         known: dict[Path, bytes] = {}
         kept: list[tuple[Row, Post]] = []
         pictures: list[bytes] = []
         for row, post in self.entries:
             try:
-                pictures.append(_digest(row, post, known))
+                pictures.append(_digest(row, post, known, self._field))
             except RowError as error:
                 self.found.add(error)
             else:
@@ -226,7 +235,7 @@ def _unique(reader: Reader, found: RowLog) -> Entries:
                 yield row, post
 
 
-def _digest(row: Row, post: Post, known: dict[Path, bytes]) -> bytes:
+def _digest(row: Row, post: Post, known: dict[Path, bytes], field: str) -> bytes:
     """A hash of the picture's bytes; several posts often name one file, which is read once."""
     if isinstance(post.image, Path) and post.image in known:
         return known[post.image]
@@ -235,9 +244,10 @@ def _digest(row: Row, post: Post, known: dict[Path, bytes]) -> bytes:
     try:
         digest = hashlib.sha256(post.image.read_bytes()).digest()
     except OSError as error:
-        raise row.error("image", f"{place} ({error.strerror})", remedy) from error
+        fault: PictureFault = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
+        raise row.picture_error(field, post.image, fault, f"{place} ({error.strerror})", remedy) from error
     except InputError as error:
-        raise row.error("image", f"{place} ({error})", remedy) from error
+        raise row.picture_error(field, post.image, "unreadable", f"{place} ({error})", remedy) from error
     if isinstance(post.image, Path):
         known[post.image] = digest
     return digest

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from data_modules.readers.base import Entries, Reader, checked, not_empty
 from data_modules.readers.dataset_loading import is_single, load_splits, saved_files, was_downloaded
 from data_modules.readers.dataset_pictures import PictureColumn, check_picture_type, pictures
-from data_modules.readers.post_columns import FIELDS, PostColumns, PostReading
+from data_modules.readers.post_columns import FIELDS, PostColumns, PostReading, image_column
 from data_modules.readers.row_log import Row, RowLog, one_line, shown
 from data_modules.readers.table_files import Values, check_columns
 from mulcot.types import DEFAULT_LABELS, SPLITS, InputError, Post, Split
@@ -71,6 +71,7 @@ class HuggingFace(Reader):
         self.revision = revision
         self.splits_of = splits_of
         self.labels = tuple(labels)
+        self.image_field = image_column(columns, "image")
         self.image_root = None if image_root is None else Path(image_root)
         defaults = {field: field for field in FIELDS}
         check_images = check_images and image_root is not None
@@ -95,7 +96,7 @@ class HuggingFace(Reader):
         dataset, place = self._splits()[names[split]], self._place(names[split])
         columns = self._columns_of(dataset, place)
         label = dataset.features[columns["label"]] if "label" in columns else None
-        reading = PostReading(self._columns, split, self.image_root or Path())
+        reading = PostReading(self._columns, split, self.image_root or Path(), log)
 
         def post(row: Row, values: Values) -> Post:
             values["image"] = self._picture(row, columns["image"], values["image"])
@@ -104,7 +105,7 @@ class HuggingFace(Reader):
             return reading.post(row, values)
 
         posts = checked(not_empty(place, _rows(dataset, place, columns)), post, log)
-        return reading.checks.across_splits(split, posts, self._ids, log)
+        return reading.checks.across_splits(split, posts, self._ids, log, self.entries)
 
     def splits(self) -> tuple[Split, ...]:
         """Those that the data set has.

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from data_modules.readers.base import Entries, Reader, checked, filled, not_empty
-from data_modules.readers.post_columns import FIELDS, PICTURE_SUFFIXES, PostColumns, PostReading, id_of
+from data_modules.readers.post_columns import FIELDS, PICTURE_SUFFIXES, PostColumns, PostReading, id_of, image_column
 from data_modules.readers.row_log import Row, RowError, RowLog, one_line, shown
 from data_modules.readers.table_files import Values
 from data_modules.readers.table_posts import TablePosts
@@ -23,6 +24,7 @@ SPLIT_NAMES: Final[dict[str, Split]] = {
 }
 TABLE_NAMES: Final = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet")
 UNNAMED: Final = "pictures that no row names"
+_FILE_NAME: Final = "file_name"
 _WITH_SPLIT: Final = (*FIELDS, "split")
 
 
@@ -63,6 +65,7 @@ class ImageFolder(Reader):
         """Keep the arguments; a wrong one is an error when a split is asked for."""
         self.folder = Path(folder)
         self.image_root = self.folder
+        self.image_field = image_column(columns, _FILE_NAME)
         self.labels = tuple(labels)
         self._columns = (columns, labels, label_names, aspect_in_text, check_images)
         self._format = (encoding, delimiter)
@@ -108,7 +111,7 @@ class ImageFolder(Reader):
     @cached_property
     def _posts(self) -> TablePosts:
         """How the tables' rows become posts; a wrong argument shows here."""
-        names = {field: field for field in _WITH_SPLIT} | {"image": "file_name"}
+        names = {field: field for field in _WITH_SPLIT} | {"image": _FILE_NAME}
         columns = PostColumns(*self._columns, names, ("text", "image", "split"), named_by_picture=True)
         return TablePosts(columns, *self._format)
 
@@ -139,7 +142,7 @@ class ImageFolder(Reader):
 
     def _of_one_table(self, split: Split, first: Split, path: Path, log: RowLog) -> Entries:
         """The posts of a split in a table of all splits. A row that does not say its split is listed with the first."""
-        reading = PostReading(self._posts.columns, split, path.parent)
+        reading = PostReading(self._posts.columns, split, path.parent, log)
 
         def post(row: Row, values: Values | RowError) -> Post | None:
             try:
@@ -150,7 +153,11 @@ class ImageFolder(Reader):
                 return None
             if of_row == split:
                 return reading.post(row, values)
-            reading.checks.note_id(row, id_of(values), log)
+            if log.on_bad_row == "error" or id_of(values) is None:
+                reading.checks.note_id(of_row, row, id_of(values), log)
+            else:
+                with suppress(RowError):  # a wrong row takes no id, and is listed when its own split is read
+                    reading.post(row, values)
             return None
 
         return checked(not_empty(path, self._posts.rows(path, _WITH_SPLIT)), post, log)

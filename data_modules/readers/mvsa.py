@@ -11,19 +11,21 @@ from data_modules.readers.base import (
     PostChecks,
     SingleFileReader,
     as_digits,
-    check_new_id,
     checked,
     filled,
     not_empty,
     read_lines,
 )
 from data_modules.readers.image_root import ImageRoot
-from data_modules.readers.json_files import as_object, json_list
+from data_modules.readers.json_files import RepeatedKey, as_object, json_list
 from data_modules.readers.row_log import Places, Row, RowError, RowLog, one_line, shown
+from data_modules.readers.taken_ids import check_new_id
 from mulcot.types import DEFAULT_LABELS, SPLITS, InputError, Post, Split
 
 Merge = Literal["merged", "strict"]
 Line = tuple[Row, str]
+Lines = Iterator[tuple[Row, str | RowError]]
+"""Lines of annotations, those that cannot be read as errors."""
 
 ANNOTATIONS: Final = "labelResultAll.txt"
 WORDS: Final = ("positive", "neutral", "negative")
@@ -120,11 +122,13 @@ class Mvsa(SingleFileReader):
         Raises:
             InputError: The annotations are missing, without their header or without posts, or a row is wrong.
         """
-        checks = self._checks()
+        checks = self._checks(log)
         annotators, lines = self._annotations()
         seen: Places[str] = Places()
 
-        def post(row: Row, line: str) -> Post | None:
+        def post(row: Row, line: str | RowError) -> Post | None:
+            if isinstance(line, RowError):
+                raise line
             number, verdict = self._verdict(row, line, annotators, seen)
             _count(verdict, log)
             if verdict.dropped is not None:
@@ -149,11 +153,14 @@ class Mvsa(SingleFileReader):
             return super().entries(split, log)
         if split not in self.split_files:
             raise InputError(f"Mvsa: split_files has no list for {split!r}; add one (split_files: {{{split}: ...}})")
-        checks = self._checks()
+        checks = self._checks(log)
         annotators, lines = self._annotations()
         found: dict[str, list[Line]] = defaultdict(list)
         for row, line in lines:
-            found[line.split("\t")[0]].append((row, line))
+            if isinstance(line, str):
+                found[line.split("\t")[0]].append((row, line))
+            elif log.on_bad_row == "error" or split == self.splits()[0]:  # once for all splits
+                log.add(line)
 
         def post(row: Row, entry: object) -> Post:
             values = as_object(row, entry)
@@ -169,26 +176,29 @@ class Mvsa(SingleFileReader):
             return self._post(checks, row, number, verdict.label)
 
         path = Path(self.split_files[split])
-        return checks.across_splits(split, checked(not_empty(path, json_list(path)), post, log), self._ids, log)
+        posts = checked(not_empty(path, json_list(path)), post, log)
+        return checks.across_splits(split, posts, self._ids, log, self.entries)
 
     def files(self) -> list[Path]:
         """The annotations, the split lists and the text files, those that exist."""
         paths = [self.folder / ANNOTATIONS, *(Path(self.split_files[split]) for split in self.splits())]
         return [*(path for path in paths if path.is_file()), *sorted(self._root.folder.glob("*.txt"))]
 
-    def _checks(self) -> PostChecks:
+    def _checks(self, log: RowLog) -> PostChecks:
         # Without the folder of pictures there are no texts either, and every row says so.
         check_images = self.check_images and self._root.folder.is_dir()
-        checks = PostChecks(self.labels, self._root.folder, check_images)
+        checks = PostChecks(self.labels, self._root.folder, check_images, log=log)
         if not set(WORDS) <= set(self.labels):
             raise InputError(f"labels: MVSA has the labels {', '.join(WORDS)}; name all three of them")
         return checks
 
-    def _annotations(self) -> tuple[int, Iterator[Line]]:
+    def _annotations(self) -> tuple[int, Lines]:
         """The number of annotators, and the lines after the header."""
         path = self.folder / ANNOTATIONS
         lines = read_lines(path)
         row, header = next(lines, (Row(path, 1, "line"), ""))
+        if isinstance(header, RowError):
+            raise header
         cells = header.rstrip().split("\t")
         if row.number != 1 or cells not in (["ID", _PAIR], ["ID", *3 * [_PAIR]]):
             raise InputError(
@@ -201,7 +211,7 @@ class Mvsa(SingleFileReader):
         """The ids in a split's list, where it has one."""
         if split in self.split_files:
             for row, entry in json_list(Path(self.split_files[split])):
-                yield row, entry.get("id") if isinstance(entry, dict) else None
+                yield row, None if isinstance(entry, RepeatedKey) or not isinstance(entry, dict) else entry.get("id")
 
     def _verdict(self, row: Row, line: str, annotators: int, seen: Places[str]) -> tuple[str, Verdict]:
         """The id of a line of annotations and what they come to.

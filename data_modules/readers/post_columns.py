@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from data_modules.readers.base import PostChecks, as_digits, filled
-from data_modules.readers.row_log import Row, RowError, shown
+from data_modules.readers.row_log import Row, RowError, RowLog, shown
 from data_modules.readers.table_files import Values
 from mulcot.types import InputError, Post, Split, StoredPicture
 
@@ -65,18 +65,19 @@ class PostReading:
         columns: What holds for all of them.
         split: The split whose posts are asked for.
         image_root: The folder that their pictures are relative to.
+        log: See `PostChecks`.
 
     Raises:
         InputError: See `PostChecks`.
     """
 
-    def __init__(self, columns: PostColumns, split: Split, image_root: Path) -> None:
+    def __init__(self, columns: PostColumns, split: Split, image_root: Path, log: RowLog | None = None) -> None:
         """No id was met yet."""
         self.columns = columns
         self.split = split
         self.root = image_root
         names = {field: name for field, name in columns.names.items() if field in FIELDS}
-        self.checks = PostChecks(columns.labels, image_root, columns.check_images, columns.aspect_in_text, names)
+        self.checks = PostChecks(columns.labels, image_root, columns.check_images, columns.aspect_in_text, names, log)
 
     def post(self, row: Row, values: Values | RowError) -> Post:
         """A row's post.
@@ -137,6 +138,11 @@ class PostReading:
             problem = f"{shown(code)} is not in label_names"
             raise row.error(column, problem, f"use one of {choices}, or name it in `label_names`")
         return names[code]
+
+
+def image_column(columns: Mapping[str, str | None] | None, default: str) -> str:
+    """The column that holds the picture, from the user's names of columns; a wrong name is said when posts are read."""
+    return (columns or {}).get("image") or default
 
 
 def id_of(values: Values | RowError) -> object:

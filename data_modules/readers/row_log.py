@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Generic, Literal, TypeVar
@@ -13,6 +13,8 @@ from mulcot.files import write_atomic
 from mulcot.types import InputError
 
 OnBadRow = Literal["error", "skip"]
+PictureFault = Literal["missing", "unreadable", "outside"]
+"""What is wrong with a picture: there is none, it cannot be decoded, or it lies outside of the image root."""
 Key = TypeVar("Key")
 _NUMBERS: Final = 1 << 40
 """More than the rows of any file."""
@@ -35,6 +37,12 @@ class Row:
     def error(self, field: str, problem: str, remedy: str) -> RowError:
         """The error to raise when `field` of this row is wrong."""
         return RowError(self, field, problem, remedy)
+
+    def picture_error(
+        self, field: str, picture: object, fault: PictureFault, problem: str, remedy: str
+    ) -> PictureError:
+        """The error to raise when this row's picture is wrong; `field` is what the source calls it."""
+        return PictureError(self, field, picture, fault, problem, remedy)
 
 
 class RowError(InputError):
@@ -68,6 +76,25 @@ class RowError(InputError):
         return json.dumps(values, ensure_ascii=False)
 
 
+class PictureError(RowError):
+    """A row's picture is wrong.
+
+    Args:
+        row: Which row.
+        field: What the source calls the field of the picture.
+        picture: The picture's name or place.
+        fault: What kind of mistake it is.
+        problem: What is wrong.
+        remedy: What would be right.
+    """
+
+    def __init__(self, row: Row, field: str, picture: object, fault: PictureFault, problem: str, remedy: str) -> None:
+        """Put the message together."""
+        super().__init__(row, field, problem, remedy)
+        self.picture = str(picture)
+        self.fault: PictureFault = fault
+
+
 class Places(Generic[Key]):
     """Where each of many things stands first, such as every id of a data set.
 
@@ -81,10 +108,20 @@ class Places(Generic[Key]):
 
     def note(self, key: Key, row: Row) -> Row | None:
         """The row that a key stands at already; where there is none, it stands at this one from now on."""
+        earlier = self.of(key)
+        if earlier is None:
+            self.put(key, row)
+        return earlier
+
+    def put(self, key: Key, row: Row) -> None:
+        """A key stands at this row from now on."""
+        file = self._files.setdefault((row.path, row.unit), len(self._files))
+        self._places[key] = file * _NUMBERS + row.number
+
+    def of(self, key: Key) -> Row | None:
+        """The row that a key stands at."""
         place = self._places.get(key)
         if place is None:
-            file = self._files.setdefault((row.path, row.unit), len(self._files))
-            self._places[key] = file * _NUMBERS + row.number
             return None
         file, number = divmod(place, _NUMBERS)
         path, unit = list(self._files)[file]
@@ -110,12 +147,22 @@ class RowLog:
         """Rows that a rule of the source drops, such as contradicting annotations, by reason."""
         self.counts: Counter[str] = Counter()
         """What the source is known by, such as how its annotations came together."""
+        self.broken: set[Row] = set()
+        """The rows of posts whose pictures turned out to be broken after the row itself was found to be right."""
+        self.settle: Callable[[], Iterable[Row]] = tuple
+        """Waits for the pictures that are being looked at, and gives the rows whose picture is broken."""
 
     def add(self, error: RowError) -> None:
         """Lists a wrong row, or raises it where wrong rows stop the reading."""
         if self.on_bad_row == "error":
             raise error
         self.bad.append(error)
+
+    def is_broken(self, row: Row) -> bool:
+        """Whether the picture of an earlier row turned out to be broken, or is just about to."""
+        if row not in self.broken:
+            self.broken.update(self.settle())
+        return row in self.broken
 
     def left_out(self) -> dict[str, int]:
         """How many rows were left out, wrong ones and those that a rule of the source drops; empty when none was."""
@@ -141,3 +188,25 @@ def shown(value: object, limit: int = 80) -> str:
 def one_line(path: Path) -> str:
     """A path as an error names it: on one line whatever characters it holds."""
     return str(path) if str(path).isprintable() else repr(str(path))
+
+
+def filled(row: Row, field: str, value: object) -> str:
+    """A field that must be text with something in it; None stands for a key that is missing."""
+    if value is None:
+        raise row.error(field, "it is missing", "give it a text")
+    if not isinstance(value, str):
+        raise row.error(field, f"{shown(value)} is no text", "put it into quotes as a text")
+    if not value.strip():
+        raise row.error(field, "it is empty", "give it a text")
+    if "\0" in value or not _is_unicode(value):
+        raise row.error(field, f"{shown(value)} holds a NUL or half a surrogate pair", "take that character out")
+    return value
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the text can be written as UTF-8; JSON escapes can spell text that cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

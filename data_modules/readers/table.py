@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_modules.readers.base import Entries, Reader
-from data_modules.readers.post_columns import FIELDS, PostColumns
+from data_modules.readers.post_columns import FIELDS, PostColumns, image_column
 from data_modules.readers.row_log import RowLog
 from data_modules.readers.table_files import check_suffix
 from data_modules.readers.table_posts import TablePosts
@@ -53,6 +53,7 @@ class Table(Reader):
         """Keep the arguments; a wrong one is an error when a split is asked for."""
         self.paths = {split: Path(path) for split, path in files.items()}
         self.image_root: Path = Path(image_root)
+        self.image_field = image_column(columns, "image")
         self.labels = tuple(labels)
         self._columns = (columns, labels, label_names, aspect_in_text, check_images)
         self._format = (encoding, delimiter)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from data_modules.readers.json_files import as_object, json_line, json_list
 from data_modules.readers.row_log import Row, RowError, one_line, shown
-from data_modules.readers.text_files import opened, read_lines, text_lines
+from data_modules.readers.text_files import opened, read_lines, text_lines, wrong_byte
 from mulcot.types import InputError
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _BATCH = 1024
 """Rows of a Parquet file that are in memory at a time."""
+_LONGEST_CELL = 1 << 24
+"""Characters of a cell that CSV is read with, so that a text which is too long is one wrong row; in a file with a
+quotation mark that nothing closes it bounds what is held in memory."""
 
 
 def check_suffix(path: Path) -> None:
@@ -89,7 +92,7 @@ def _object_rows(path: Path, objects: TableRows, names: Mapping[str, str], neede
 def _json_lines(path: Path, encoding: str) -> TableRows:
     for row, line in read_lines(path, encoding):
         try:
-            yield row, _nul(row) if "\0" in line else json_line(row, line)
+            yield row, _nul(row) if isinstance(line, str) and "\0" in line else json_line(row, line)
         except RowError as error:
             yield row, error
 
@@ -108,6 +111,8 @@ def _delimited_rows(
     """The rows under the header of a CSV or TSV file; there is nothing to read in an empty file."""
     records = _records(path, encoding, delimiter)
     for row, header in records:
+        if isinstance(header, RowError):
+            raise header
         if any("\0" in name for name in header):
             raise _nul(row)
         if len(header) == 1 and re.search(r"[;,\t|]", header[0]):
@@ -120,9 +125,11 @@ def _delimited_rows(
 
 
 def _cells(
-    row: Row, cells: Sequence[str], width: int, places: Mapping[str, int], names: Mapping[str, str]
+    row: Row, cells: Sequence[str] | RowError, width: int, places: Mapping[str, int], names: Mapping[str, str]
 ) -> Values | RowError:
     """The fields of one record. CSV has no null: an empty label is one that is not known, an empty aspect a mistake."""
+    if isinstance(cells, RowError):
+        return cells
     if len(cells) != width:
         remedy = "write one cell a column, in quotation marks where it holds the delimiter or a line break"
         return RowError(row, None, f"{len(cells)} cells under a header of {width} columns", remedy)
@@ -137,27 +144,39 @@ def _cells(
     return values
 
 
-def _records(path: Path, encoding: str, delimiter: str) -> Iterator[tuple[Row, list[str]]]:
-    """The records of a CSV file, each with the line that it begins in; empty lines are none."""
+def _records(path: Path, encoding: str, delimiter: str) -> Iterator[tuple[Row, list[str] | RowError]]:
+    """The records of a CSV file, each with the line that it begins in; empty lines are none.
+
+    A byte of another encoding is wrong in its record alone: the quotation marks around it are read as they are.
+    """
     taken: list[str] = []
     """The lines of the record so far, to find the place of a mistake in it."""
+    wrong: list[tuple[int, int]] = []
+    """Line and byte of what is not of the encoding in these lines."""
 
     def lines() -> Iterator[str]:
-        for line in text_lines(path, encoding):
+        for number, (line, byte) in enumerate(text_lines(path, encoding), 1):
             taken.append(line)
+            if byte is not None:
+                wrong.append((number, byte))
             yield line
 
+    # The limit belongs to the process; whoever set a higher one keeps it.
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
     reader = csv.reader(lines(), delimiter=delimiter, strict=True)
     while True:
         row = Row(path, reader.line_num + 1, "line")
         taken.clear()
+        wrong.clear()
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
             raise _no_csv(row, "".join(taken), delimiter, error) from error
-        if len(cells) > 1 or "".join(cells).strip():
+        if wrong:
+            yield row, wrong_byte(row, *wrong[0], encoding)
+        elif len(cells) > 1 or "".join(cells).strip():
             yield row, cells
 
 

@@ -53,9 +53,12 @@ class TablePosts:
                 for row, values in self.rows(path, ("id",)):
                     yield row, id_of(values)
 
-        reading = PostReading(self.columns, split, image_root)
+        def kept(other: Split, log: RowLog) -> Entries:
+            return self.entries(other, tables, image_root, log)
+
+        reading = PostReading(self.columns, split, image_root, log)
         posts = checked(not_empty(tables[split], self.rows(tables[split])), reading.post, log)
-        return reading.checks.across_splits(split, posts, ids_of, log)
+        return reading.checks.across_splits(split, posts, ids_of, log, kept)
 
 
 def _check_delimiter(delimiter: str | None) -> None:

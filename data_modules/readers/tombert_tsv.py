@@ -46,10 +46,12 @@ class TombertTsv(Reader):
         Raises:
             InputError: The file is missing, without its header or without posts, or a row is wrong.
         """
-        checks = PostChecks(self.labels, self.image_root, self.check_images, names={"id": "index"})
+        checks = PostChecks(self.labels, self.image_root, self.check_images, names={"id": "index"}, log=log)
         path = self.folder / FILE_NAMES[split]
         rows = read_lines(path)
         header, names = next(rows, (Row(path, 1, "line"), ""))
+        if isinstance(names, RowError):
+            raise names
         if header.number != 1 or names.split("\t")[0].strip() != "index":
             # Skipping a first line that is a post would lose that post without a word.
             raise InputError(
@@ -66,8 +68,10 @@ class TombertTsv(Reader):
         paths = [self.folder / name for name in FILE_NAMES.values()]
         return [path for path in paths if path.is_file()]
 
-    def _post(self, checks: PostChecks, row: Row, split: Split, line: str) -> Post:
+    def _post(self, checks: PostChecks, row: Row, split: Split, line: str | RowError) -> Post:
         """One line, checked."""
+        if isinstance(line, RowError):
+            raise line
         cells = line.split("\t")
         if len(cells) != len(COLUMNS):
             raise RowError(

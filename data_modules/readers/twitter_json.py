@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_modules.readers.base import Entries, PostChecks, SingleFileReader, checked, filled, not_empty
-from data_modules.readers.json_files import as_object, json_list
+from data_modules.readers.json_files import RepeatedKey, as_object, json_list
 from data_modules.readers.row_log import Row, RowLog
 from mulcot.types import DEFAULT_LABELS, Post
 
@@ -20,6 +20,8 @@ class TwitterJson(SingleFileReader):
         labels: The labels that posts may have.
         check_images: Whether every picture must exist.
     """
+
+    image_field = "image_path"
 
     def __init__(
         self,
@@ -40,14 +42,15 @@ class TwitterJson(SingleFileReader):
         Raises:
             InputError: The file is no JSON list or an empty one, or a row is wrong.
         """
-        names = {"image": "image_path"}
-        checks = PostChecks(self.labels, self.image_root, self.check_images, names=names)
+        names = {"image": self.image_field}
+        checks = PostChecks(self.labels, self.image_root, self.check_images, names=names, log=log)
         rows = not_empty(self.path, json_list(self.path))
         return checked(rows, lambda row, entry: _post(checks, row, entry), log)
 
     def replies(self) -> dict[str, str]:
         """What stands under `cot`: the reply of the teacher that labelled the posts before."""
-        entries = [entry for _, entry in json_list(self.path) if isinstance(entry, dict)]
+        objects = [entry for _, entry in json_list(self.path) if isinstance(entry, dict)]
+        entries = [entry for entry in objects if not isinstance(entry, RepeatedKey)]
         return {str(entry.get("id")): entry["cot"] for entry in entries if isinstance(entry.get("cot"), str)}
 
     def files(self) -> list[Path]:
@@ -58,13 +61,13 @@ class TwitterJson(SingleFileReader):
 def _post(checks: PostChecks, row: Row, entry: object) -> Post:
     """One entry, checked; in this form every post has an aspect, a label and a path."""
     values = as_object(row, entry)
-    for field in ("aspect", "label", "image_path"):
+    for field in ("aspect", "label", TwitterJson.image_field):
         filled(row, field, values.get(field))
     return checks.post(
         row,
         id=values.get("id"),
         text=values.get("text"),
-        image=values.get("image_path"),
+        image=values.get(TwitterJson.image_field),
         aspect=values.get("aspect"),
         label=values.get("label"),
     )

@@ -3,5 +3,6 @@
 from mulcot.callbacks.best_epoch import BestEpoch
 from mulcot.callbacks.distillation import CrossEntropy, DistillationLoss, ForwardKL
 from mulcot.callbacks.progress import ProgressFile
+from mulcot.callbacks.random_states import RandomStates
 
-__all__ = ["BestEpoch", "CrossEntropy", "DistillationLoss", "ForwardKL", "ProgressFile"]
+__all__ = ["BestEpoch", "CrossEntropy", "DistillationLoss", "ForwardKL", "ProgressFile", "RandomStates"]

@@ -37,6 +37,9 @@ class TopK:
     """`[tokens]`: log Σ_v p_v^(1/T) over the whole vocabulary, at the `temperature` of the view."""
     temperature: float
     """The T of `log_z`."""
+    rows: int | None = None
+    """The ids that there were to choose from, 0 to `rows` - 1; None for as many as the student has. Heads of one family
+    are padded to different lengths behind the same vocabulary."""
 
     @classmethod
     @torch.no_grad()
@@ -57,24 +60,27 @@ class TopK:
         # The two parts are added the way `forward_kl` takes them apart, so that a negligible tail cancels to exactly 0.
         tail_at_t = others.div_(temperature).logsumexp(dim=-1)
         log_z = torch.logaddexp((log_probs / temperature).logsumexp(dim=-1), tail_at_t)
-        return cls(ids, log_probs, log_tail, log_z, float(temperature))
+        return cls(ids, log_probs, log_tail, log_z, float(temperature), vocab)
 
     @classmethod
     def cat(cls, views: Sequence[TopK]) -> TopK:
         """Several views, at least one, as one: the tokens of the first, then those of the second, and so on.
 
         Raises:
-            InputError: the views are of different temperatures.
+            InputError: the views are of different temperatures, or of vocabularies of different sizes.
         """
         temperatures = sorted({view.temperature for view in views})
         if len(temperatures) > 1:
             raise InputError(f"temperature: soft labels of {temperatures} cannot be mixed; make them all with one")
+        if len({view.rows for view in views}) > 1:
+            raise InputError("soft labels over vocabularies of different sizes cannot be mixed; make them all with one")
         return cls(
             torch.cat([view.ids for view in views]),
             torch.cat([view.log_probs for view in views]),
             torch.cat([view.log_tail for view in views]),
             torch.cat([view.log_z for view in views]),
             temperatures[0],
+            views[0].rows,
         )
 
     @property
@@ -88,16 +94,15 @@ class TopK:
 
     def __getitem__(self, tokens: slice | Tensor) -> TopK:
         """The view of some of the tokens: a slice, or an index or boolean mask `[tokens]`."""
-        return TopK(
-            self.ids[tokens], self.log_probs[tokens], self.log_tail[tokens], self.log_z[tokens], self.temperature
-        )
+        parts = (self.ids[tokens], self.log_probs[tokens], self.log_tail[tokens], self.log_z[tokens])
+        return TopK(*parts, self.temperature, self.rows)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TopK:
         """The view on another device."""
         ids, log_probs, log_tail, log_z = (
             part.to(device, non_blocking=non_blocking) for part in (self.ids, self.log_probs, self.log_tail, self.log_z)
         )
-        return TopK(ids, log_probs, log_tail, log_z, self.temperature)
+        return TopK(ids, log_probs, log_tail, log_z, self.temperature, self.rows)
 
     def at(self, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probabilities `[tokens, k]` and log of the tail's mass `[tokens]` at a temperature; they sum to 1.
@@ -148,7 +153,8 @@ def forward_kl(logits: Tensor, view: TopK, temperature: float) -> Tensor:
     arXiv 1503.02531, section 2, for the temperature).
 
     Args:
-        logits: the student's, `[tokens, vocab]`, finite, of any floating dtype.
+        logits: the student's, `[tokens, vocab]`, finite, of any floating dtype; those beyond the view's rows, which
+            stand for no token, are left out.
         view: the assistant's k likeliest ids of the same tokens.
         temperature: T, one that the view serves.
 
@@ -159,7 +165,7 @@ def forward_kl(logits: Tensor, view: TopK, temperature: float) -> Tensor:
         InputError: the view does not serve the temperature.
     """
     log_p, log_p_tail = view.at(temperature)
-    logits = _accumulable(logits)
+    logits = _accumulable(logits[:, : view.rows])
     # Taking the maximum off first keeps the digits that an offset of 1e4 would cost; as a constant it has no gradient.
     scores = (logits - logits.detach().amax(dim=-1, keepdim=True)) / temperature
     kept = scores.gather(-1, view.ids)

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
+from mulcot.checkpoints import read_checkpoint
 from mulcot.types import InputError, MissingInputError
 
 DType = Literal["float32", "bfloat16"]
 MODEL_FOLDER: Final = "model"
+_ADAPTER: Final = "adapter_config.json"
+_MAKERS: Final = (
+    "`mulcot fit --config assistant.yaml` (an assistant), `mulcot fit --config student.yaml` (a student) or "
+    "`mulcot tiny-models` (the embedded pair) makes one"
+)
+_ORIGIN: Final = ("pretrained", "lora", "freeze_vision", "labels", "image_size")
+"""What a stage's checkpoint says, under our own key, of the model that it belongs to."""
+_HUB_SECONDS: Final = 10.0
+"""How long the hub has to answer; without an answer what was downloaded before is taken."""
 
 
 @dataclass
@@ -37,28 +51,51 @@ class Lora:
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Where a model's weights come from."""
+    """Where a model comes from."""
 
     name: str
-    """A folder, or a name on the hub."""
+    """A folder, as an absolute path, or a name on the hub. The processor is always this one's."""
     checkpoint: Path | None = None
-    """A Lightning checkpoint whose weights replace those of `name`."""
+    """A Lightning checkpoint of a stage, whose weights go onto those of `base`."""
+    base: ModelSource | None = None
+    """What the checkpoint was trained from; there is one for every checkpoint."""
     lora: Lora | None = None
-    """The adapter that the checkpoint's weights belong to."""
+    """The adapter that the stage put on."""
+    freeze_vision: bool = False
+    """Whether the stage kept the vision tower, which the checkpoint then does not hold."""
+    labels: tuple[str, ...] | None = None
+    """The label set of the checkpoint; None where a folder says it."""
+    image_size: tuple[int, int] | None = None
+    """The picture size of the checkpoint; None where pictures keep their shape, or a folder says it."""
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether `name` is a name on the hub."""
+        return not Path(self.name).is_absolute()
+
+    @property
+    def adapted(self) -> bool:
+        """Whether there is an adapter on the model already."""
+        if self.base is not None:
+            return self.lora is not None or self.base.adapted
+        return (Path(self.name) / _ADAPTER).is_file()
 
 
 def find_model(given: str) -> ModelSource:
     """Takes a finished stage of a run, a `model/` folder, a Lightning `.ckpt`, or a name on the hub.
 
+    Two parts are a name on the hub, unless the first is a folder here: then they are a path.
+
     Raises:
-        MissingInputError: `given` looks like a path and nothing usable is there.
+        MissingInputError: `given` is a path and nothing usable is there, or what a checkpoint was trained from is gone.
+        InputError: the checkpoint is damaged, or no stage wrote it.
     """
     path = Path(given)
     if path.suffix == ".ckpt":
         if not path.is_file():
             raise MissingInputError(f"{path} is missing: give a checkpoint that `mulcot fit` wrote")
-        return _source_of(path)
-    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+        return _source_of(path.resolve())
+    if (path / "config.json").is_file() or (path / _ADAPTER).is_file():
         return ModelSource(str(path.resolve()))  # absolute: an adapter names its base by it, wherever it is loaded
     if (path / MODEL_FOLDER).is_dir():
         if not (path / "manifest.json").is_file():
@@ -66,17 +103,23 @@ def find_model(given: str) -> ModelSource:
                 f"{path} is not finished (it has no manifest.json): run its `mulcot fit` to the end"
             )
         return ModelSource(str((path / MODEL_FOLDER).resolve()))
-    if path.exists() or given.startswith((".", "/", "~")) or len(path.parts) != 2:
-        raise MissingInputError(
-            f"{path} holds no model: `mulcot fit --config assistant.yaml` (an assistant), `mulcot fit --config "
-            f"student.yaml` (a student) or `mulcot tiny-models` (the embedded pair) makes one"
-        )
+    if path.exists() or given.startswith((".", "/", "~")) or len(path.parts) != 2 or path.parent.is_dir():
+        raise MissingInputError(f"{path} holds no model: {_MAKERS}")
     return ModelSource(given)
 
 
 def load_processor(given: str, *, trust_remote_code: bool = False) -> Any:
-    """The processor (tokenizer, image processor, chat template) that belongs to a model."""
-    return AutoProcessor.from_pretrained(find_model(given).name, trust_remote_code=trust_remote_code)
+    """The processor (tokenizer, image processor, chat template) that belongs to a model.
+
+    Raises:
+        MissingInputError: `given` is neither here nor on the hub.
+        InputError: what is there is no processor, or one that takes no pictures.
+    """
+    options = {"trust_remote_code": trust_remote_code}
+    processor = _from_pretrained(AutoProcessor, "processor", find_model(given), options)
+    if not hasattr(processor, "image_processor"):
+        raise InputError(f"{given}: its {type(processor).__name__} takes no pictures; give a vision-language model")
+    return processor
 
 
 def load_model(
@@ -91,45 +134,123 @@ def load_model(
     """Loads a vision-language model for training or inference.
 
     Args:
-        given: see `find_model`. A folder with an adapter gives its base with the adapter on it, which goes on training.
+        given: see `find_model`. A folder or checkpoint with an adapter gives its base with the adapter on it, which
+            goes on training.
         dtype: of the weights as loaded; an adapter is always kept in fp32.
         attention: transformers' attention implementation (`sdpa`, `eager`, `flash_attention_2`).
-        lora: puts a new adapter on a frozen base; None trains what the folder holds.
+        lora: puts a new adapter on a frozen base; None trains what is there.
         freeze_vision: keeps the vision tower and its projection as they are.
         trust_remote_code: runs code that comes with the model; only for a model that you have read.
 
     Returns:
         The model, a `PeftModel` where there is an adapter; `requires_grad` says what is trained.
+
+    Raises:
+        MissingInputError: `given`, or what it was trained from, is neither here nor on the hub.
+        InputError: what is there cannot be loaded in this way.
     """
     source = find_model(given)
-    adapter = Path(source.name) / "adapter_config.json"
-    base_name = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else source.name
-    try:
-        model: nn.Module = AutoModelForImageTextToText.from_pretrained(
-            base_name,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attention,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
+    if lora is not None and source.adapted:
+        raise InputError(
+            f"{given} has an adapter already: leave out model.init_args.lora to train it on, or give a merged model "
+            f"(`mulcot export`)"
         )
-    except OSError as error:
-        raise InputError(f"{base_name}: no model could be loaded ({str(error).splitlines()[0]})") from error
+    options = {
+        "dtype": getattr(torch, dtype),
+        "attn_implementation": attention,
+        "trust_remote_code": trust_remote_code,
+        "use_safetensors": True,
+    }
+    model = _load(source, options)
     if freeze_vision:
-        for parameter in vision_parameters(cast(PreTrainedModel, model)):
+        for parameter in vision_parameters(base_model(model)):
             parameter.requires_grad_(False)
-    if adapter.is_file():
-        if lora is not None:
-            raise InputError(
-                f"{source.name} has an adapter already: leave out model.init_args.lora to train it on, or give a "
-                f"merged model (`mulcot export`)"
-            )
-        model = PeftModel.from_pretrained(cast(PreTrainedModel, model), source.name, is_trainable=True)
-    lora = lora or source.lora
-    if lora is not None:
-        model = add_lora(cast(PreTrainedModel, model), lora)
-    if source.checkpoint is not None:
-        load_trained(model, _read_checkpoint(source.checkpoint)["state_dict"])
-    return model.train()
+    return (model if lora is None else add_lora(cast(PreTrainedModel, model), lora)).train()
+
+
+def _load(source: ModelSource, options: dict[str, Any]) -> nn.Module:
+    """The model of a source; a base, with its own checkpoint, is whole before an adapter goes on it."""
+    if source.base is not None:
+        assert source.checkpoint is not None
+        with _as_base_of(source.checkpoint):
+            model = _load(source.base, options)
+        if source.lora is not None:
+            model = add_lora(cast(PreTrainedModel, model), source.lora)
+        state = read_checkpoint(source.checkpoint, mmap=True)["state_dict"]
+        load_trained(model, state, freeze_vision=source.freeze_vision)
+        if not isinstance(model, PeftModel):  # an adapter on these weights is one on the checkpoint, not on its folder
+            cast(Any, model).name_or_path = str(source.checkpoint)
+        return model
+    if not source.adapted:
+        model = _from_pretrained(AutoModelForImageTextToText, "model", source, options)
+        return cast(nn.Module, model)
+    with _as_base_of(Path(source.name)):
+        model = _load(find_model(_adapter_base(Path(source.name))), options)
+    return PeftModel.from_pretrained(cast(PreTrainedModel, model), source.name, is_trainable=True)
+
+
+def base_of(source: ModelSource) -> ModelSource | None:
+    """What a checkpoint or an adapter goes onto; None for a model that stands for itself.
+
+    Raises:
+        MissingInputError: it is gone.
+    """
+    if source.base is not None or not source.adapted:
+        return source.base
+    with _as_base_of(Path(source.name)):
+        return find_model(_adapter_base(Path(source.name)))
+
+
+def _adapter_base(folder: Path) -> str:
+    base = json.loads((folder / _ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise InputError(f"{folder / _ADAPTER} names no base_model_name_or_path: write the base model's folder there")
+    return str(base)
+
+
+@contextmanager
+def _as_base_of(owner: Path) -> Iterator[None]:
+    """Says whose base it is that is missing."""
+    try:
+        yield
+    except MissingInputError as error:
+        raise MissingInputError(f"{owner}: its base {error}") from error
+
+
+def _from_pretrained(auto_class: Any, what: str, source: ModelSource, options: dict[str, Any]) -> Any:
+    """What transformers makes of a folder or of a name on the hub."""
+    name = source.name
+    if source.on_hub:
+        options = options | {"local_files_only": _hub_is_silent(name)}
+    try:
+        return auto_class.from_pretrained(name, **options)
+    except OSError as error:
+        if source.on_hub:
+            raise MissingInputError(
+                f"{name} is neither a folder here nor to be had from the hub ({_first_line(error)}): give a folder or "
+                f"a name that is there, or download it with `hf download {name}` where there is a network; {_MAKERS}"
+            ) from error
+        raise InputError(f"{name}: no {what} could be loaded ({_first_line(error)})") from error
+    except (ValueError, ImportError, SafetensorError) as error:
+        attention = options.get("attn_implementation")
+        how = f" with attention {attention}" if attention is not None else ""
+        hint = "; `sdpa` is the attention that needs no package" if attention not in (None, "sdpa") else ""
+        raise InputError(f"{name}: no {what} could be loaded{how} ({_first_line(error)}){hint}") from error
+
+
+def _hub_is_silent(name: str) -> bool:
+    """Whether no answer comes from the hub: transformers would ask again and again for each file, for minutes."""
+    try:
+        HfApi().model_info(name, timeout=_HUB_SECONDS)
+    except HfHubHTTPError:
+        return False  # a refusal is an answer, too, and transformers explains it
+    except Exception:  # a missing connection, in the words of whatever HTTP library huggingface_hub uses
+        return True
+    return False
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def add_lora(model: PreTrainedModel, lora: Lora) -> nn.Module:
@@ -189,30 +310,46 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def load_trained(model: nn.Module, state: dict[str, Tensor]) -> None:
+def load_trained(model: nn.Module, state: dict[str, Tensor], *, freeze_vision: bool = False) -> None:
     """Puts the trained weights of a stage's checkpoint, whose names carry the prefix `model.`, into `model`.
 
+    Args:
+        model: the model that the stage trained.
+        state: the checkpoint's weights.
+        freeze_vision: whether the stage kept the vision tower, also where `model` could train it.
+
     Raises:
-        InputError: a weight of the checkpoint has no place in the model, or one that the model trains is missing.
+        InputError: a weight of the checkpoint has no place in the model, or one that the stage trained is missing.
     """
     missing, unexpected = model.load_state_dict(
         {name.removeprefix("model."): value for name, value in state.items()}, strict=False
     )
-    absent = sorted(set(missing) & set(trained_state(model)))
+    kept = {id(parameter) for parameter in vision_parameters(base_model(model))} if freeze_vision else set()
+    trained = {name for name, value in model.named_parameters() if value.requires_grad and id(value) not in kept}
+    absent = sorted(set(missing) & trained)
     if unexpected or absent:
         raise InputError(
             f"the checkpoint belongs to another model: unexpected {sorted(unexpected)[:3]}, missing {absent[:3]}"
         )
 
 
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    return cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
-
-
 def _source_of(path: Path) -> ModelSource:
     """The model that a checkpoint was trained from, by our own key in it, not by Lightning's hyper-parameters."""
-    checkpoint = _read_checkpoint(path)
-    if "mulcot" not in checkpoint:
-        raise InputError(f"{path} was not written by mulcot: it does not name the model that it belongs to")
-    origin = checkpoint["mulcot"]
-    return ModelSource(find_model(origin["pretrained"]).name, path, Lora(**origin["lora"]) if origin["lora"] else None)
+    origin = read_checkpoint(path, mmap=True).get("mulcot", {})
+    lacking = [key for key in _ORIGIN if key not in origin]
+    if lacking:
+        raise InputError(
+            f"{path} was not written by mulcot, or by an earlier one: it does not say {', '.join(lacking)} of its "
+            f"model; give a checkpoint that `mulcot fit` wrote"
+        )
+    with _as_base_of(path):
+        base = find_model(origin["pretrained"])
+    return ModelSource(
+        base.name,
+        path,
+        base,
+        lora=Lora(**origin["lora"]) if origin["lora"] else None,
+        freeze_vision=origin["freeze_vision"],
+        labels=tuple(origin["labels"]),
+        image_size=tuple(origin["image_size"]) if origin["image_size"] else None,
+    )

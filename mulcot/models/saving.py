@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from peft import PeftModel
 from torch import nn
 
 from mulcot.files import write_atomic
+from mulcot.models.loading import ModelSource
 from mulcot.prompts import PROMPTS
 from mulcot.types import DEFAULT_LABELS
 
@@ -28,7 +30,9 @@ def save_model(
     building = folder.with_name(f"{folder.name}.building-{os.getpid()}")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
-    model.save_pretrained(building)  # type: ignore[operator]
+    # No embedding is ever changed beside an adapter; left to itself, peft asks the hub whether one was.
+    options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+    model.save_pretrained(building, **options)  # type: ignore[operator]
     processor.save_pretrained(building)
     settings = {
         "labels": list(labels),
@@ -41,12 +45,14 @@ def save_model(
     building.rename(folder)
 
 
-def read_settings(folder: Path) -> tuple[tuple[str, ...], tuple[int, int] | None]:
-    """The label set and the picture size that a model folder was trained with.
+def read_settings(source: ModelSource) -> tuple[tuple[str, ...], tuple[int, int] | None]:
+    """The label set and the picture size that a model was trained with.
 
     For a model that mulcot did not write these are the default labels, and pictures keep their shape.
     """
-    path = folder / SETTINGS_FILE
+    if source.labels is not None:
+        return source.labels, source.image_size
+    path = Path(source.name) / SETTINGS_FILE
     if not path.is_file():
         return DEFAULT_LABELS, None
     settings = json.loads(path.read_text(encoding="utf-8"))

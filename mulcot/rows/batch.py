@@ -12,7 +12,11 @@ from torch import Tensor
 
 from mulcot.losses import TopK
 from mulcot.rows.encoder import EncodedHead, RowEncoder, TextRow
-from mulcot.types import Post, RationaleRecord, Task
+from mulcot.types import InputError, Post, RationaleRecord, Task
+
+PlaceOf = Callable[[Post], str | None]
+"""Says where a post stands in its source (`FILE, line N`), None where that is not known. It may read the source again:
+it is asked when something is wrong with a post, not before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +95,19 @@ class RowCollator:
         encoder: encodes pictures.
         view: gives the assistant's view of a row's response tokens; None trains on hard labels alone.
         picture_cache_mb: the budget in MiB; 0 keeps the pictures of the current batch alone.
+        place_of: where posts stand in their source, for the error about a picture that cannot be decoded.
     """
 
     def __init__(
-        self, encoder: RowEncoder, view: Callable[[TextRow], TopK] | None = None, picture_cache_mb: int = 0
+        self,
+        encoder: RowEncoder,
+        view: Callable[[TextRow], TopK] | None = None,
+        picture_cache_mb: int = 0,
+        place_of: PlaceOf | None = None,
     ) -> None:
         self.encoder = encoder
         self.view = view
+        self.place_of = place_of
         self._budget = picture_cache_mb * 2**20
         self._heads: OrderedDict[tuple[str, str], EncodedHead] = OrderedDict()
         self._bytes = 0
@@ -135,7 +145,10 @@ class RowCollator:
     def _head(self, row: TextRow) -> EncodedHead:
         key = (row.post.id, row.head)
         if key not in self._heads:
-            self._heads[key] = self.encoder.head(row)
+            try:
+                self._heads[key] = self.encoder.head(row)
+            except InputError as error:
+                raise load_error(row.post, error, self.place_of) from error
             self._bytes += self._heads[key].nbytes
         self._heads.move_to_end(key)
         return self._heads[key]
@@ -156,3 +169,9 @@ class RowCollator:
             padded["input_ids"][index, start + first : end] = text
             padded["attention_mask"][index, start:end] = 1
         return padded
+
+
+def load_error(post: Post, error: InputError, place_of: PlaceOf | None) -> InputError:
+    """The error about a post's picture, with the place where the post stands in its source."""
+    place = place_of(post) if place_of else None
+    return error if place is None else InputError(f"{place}, field 'image' (post {post.id!r}): {error}")

@@ -57,7 +57,7 @@ class TeacherUnavailableError(RuntimeError):
 
 
 class TeacherPausedError(InputError):
-    """The run cannot go on now and can be resumed: exhausted quota, a very long wait, an endpoint that is down, a limit.
+    """The run cannot go on now and can be resumed: exhausted quota, a long wait, an endpoint that is down, a limit.
 
     What is under way is let finish; the message says what happened and how to go on.
     """

@@ -16,7 +16,7 @@ from transformers import AutoConfig
 
 from mulcot.generation import SeededSampler, decode_ids
 from mulcot.manifests import digest
-from mulcot.models import DType, find_model, load_model, load_processor, read_settings
+from mulcot.models import DType, ModelSource, base_of, find_model, load_model, load_processor, read_settings
 from mulcot.rows import RowCollator, RowEncoder, TextRow
 from mulcot.teachers.base import Finish, TeacherReply, TeacherRequest
 from mulcot.types import InputError
@@ -144,22 +144,24 @@ def weights_digest(pretrained: str, trust_remote_code: bool) -> str:
         MissingInputError: There is no model.
         InputError: The hub's model is not in the cache and cannot be fetched.
     """
-    source = find_model(pretrained)
-    folder = Path(source.name)
-    if not folder.is_dir():
-        try:
-            config = AutoConfig.from_pretrained(source.name, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{pretrained}: no model could be loaded ({_first_line(error)})") from error
-        return f"{source.name}@{config._commit_hash}"
-    parts = [digest(folder)]
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file():
-        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        parts.append(weights_digest(base, trust_remote_code))
-    if source.checkpoint is not None:
-        parts.append(digest(source.checkpoint))
+    source: ModelSource | None = find_model(pretrained)
+    parts = []
+    while source is not None:
+        parts.append(_digest_of(source, trust_remote_code))
+        source = base_of(source)
     return parts[0] if len(parts) == 1 else hashlib.sha256("/".join(parts).encode()).hexdigest()
+
+
+def _digest_of(source: ModelSource, trust_remote_code: bool) -> str:
+    if source.checkpoint is not None:
+        return digest(source.checkpoint)
+    if not source.on_hub:
+        return digest(Path(source.name))
+    try:
+        config = AutoConfig.from_pretrained(source.name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{source.name}: no model could be loaded ({_first_line(error)})") from error
+    return f"{source.name}@{config._commit_hash}"
 
 
 def _load_encoder(settings: LocalModelSettings) -> RowEncoder:
@@ -172,7 +174,7 @@ def _load_encoder(settings: LocalModelSettings) -> RowEncoder:
             _limit_pixels(processor, settings)
         image_size = settings.image_size
         if image_size is None and settings.max_pixels is None:
-            _, image_size = read_settings(Path(find_model(given).name))  # that which it was trained with
+            _, image_size = read_settings(find_model(given))  # that which it was trained with
         return RowEncoder(processor, (), image_size)
     except InputError:
         raise

@@ -20,10 +20,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset, DatasetDict, disable_progress_bars, enable_progress_bars
 from PIL import Image, ImageFile, WebPImagePlugin
 
 from data_modules.rationales import read_rationales
-from data_modules.readers import ImageFolder, Mvsa, Reader, SingleFileReader, Table, TombertTsv, TwitterJson
+from data_modules.readers import (
+    GroupedSplit,
+    HuggingFace,
+    ImageFolder,
+    Mvsa,
+    Reader,
+    SingleFileReader,
+    Table,
+    TombertTsv,
+    TwitterJson,
+)
 from data_modules.readers.row_log import RowLog
 from mulcot.images import load_image, upright_size
 from mulcot.models import load_processor
@@ -276,21 +287,24 @@ def line(content: str | bytes) -> Callable[[Path], Read]:
     return lambda folder: reading(table(folder, before + middle + b"\n" + after))
 
 
-def record(content: str, **options: Any) -> Callable[[Path], Read]:
+def record(content: str | bytes, **options: Any) -> Callable[[Path], Read]:
     """A record of CSV between two others."""
-    whole = f"{HEADER}\n1,{TEXTS[0]},good.png,May,negative\n{content}\n3,{TEXTS[2]},good.png,May,positive\n"
-    return lambda folder: reading(table(folder, whole, ".csv", **options))
+    before = f"{HEADER}\n1,{TEXTS[0]},good.png,May,negative\n".encode()
+    middle = content.encode() if isinstance(content, str) else content
+    after = f"\n3,{TEXTS[2]},good.png,May,positive\n".encode()
+    return lambda folder: reading(table(folder, before + middle + after, ".csv", **options))
 
 
 def whole(content: str | bytes, suffix: str = ".jsonl", **options: Any) -> Callable[[Path], Read]:
     return lambda folder: reading(table(folder, content, suffix, **options))
 
 
-def tsv(content: str) -> Callable[[Path], Read]:
+def tsv(content: str | bytes) -> Callable[[Path], Read]:
     def build(folder: Path) -> Read:
         save(folder / "good.png", GOOD_PICTURE)
         around = [f"{at}\t{at - 1}\tgood.png\t{TEXTS[at - 1].replace('May', '$T$')}\tMay" for at in (1, 3)]
-        save(folder / "dev.tsv", "\n".join(["index\tlabel\timage\ttext\taspect", around[0], content, around[1]]))
+        lines = ["index\tlabel\timage\ttext\taspect", around[0], content, around[1]]
+        save(folder / "dev.tsv", b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines))
         return reading(TombertTsv(folder, folder))
 
     return build
@@ -308,6 +322,69 @@ def mvsa_post(damage: Callable[[Path], object]) -> Callable[[Path], Read]:
             save(folder / "data" / f"{at}.jpg", GOOD_PICTURE)
         damage(folder / "data")
         return reading(reader)
+
+    return build
+
+
+def mvsa_line(content: bytes) -> Callable[[Path], Read]:
+    """A line of annotations between two others."""
+
+    def build(folder: Path) -> Read:
+        read = mvsa_post(lambda _: None)(folder)
+        path = folder / "labelResultAll.txt"
+        lines = path.read_bytes().split(b"\r\n")
+        save(path, b"\r\n".join([*lines[:2], content, *lines[3:]]))
+        return read
+
+    return build
+
+
+def twitter_list(changed: Callable[[str], str]) -> Callable[[Path], Read]:
+    """Three entries of Twitter JSON, whose text is changed."""
+
+    def build(folder: Path) -> Read:
+        save(folder / "good.png", GOOD_PICTURE)
+        save(folder / "broken.jpg", GOOD_PICTURE[:-30])
+        entries = [{"image_path" if key == "image" else key: it for key, it in row.items()} for row in rows()]
+        return twitter_file(changed(json.dumps(entries)))(folder)
+
+    return build
+
+
+def folder_table(**changes: Any) -> Callable[[Path], Read]:
+    """A folder of images whose table has three rows, the one in the middle changed."""
+
+    def build(folder: Path) -> Read:
+        save(folder / "good.png", GOOD_PICTURE)
+        save(folder / "broken.jpg", GOOD_PICTURE[:-30])
+        entries = [{"file_name" if key == "image" else key: it for key, it in row.items()} for row in rows(**changes)]
+        save(folder / "metadata.jsonl", dumped([entry | {"split": "val"} for entry in entries]))
+        return reading(ImageFolder(folder))
+
+    return build
+
+
+def hugging_face(**changes: Any) -> Callable[[Path], Read]:
+    """A saved `Dataset` of three rows, the one in the middle changed; its column of pictures is `photo`."""
+
+    def build(folder: Path) -> Read:
+        entries = [row | {"image": GOOD_PICTURE} | (changes if at == 1 else {}) for at, row in enumerate(rows())]
+        columns = {"photo" if key == "image" else key: [row[key] for row in entries] for key in entries[0]}
+        disable_progress_bars()
+        DatasetDict({"validation": Dataset.from_dict(columns)}).save_to_disk(folder / "saved")
+        enable_progress_bars()
+        return reading(HuggingFace(str(folder / "saved"), columns={"image": "photo"}))
+
+    return build
+
+
+def grouped(**changes: Any) -> Callable[[Path], Read]:
+    """A table of three rows, the one in the middle changed, all for one split."""
+
+    def build(folder: Path) -> Read:
+        save(folder / "broken.jpg", GOOD_PICTURE[:-30])
+        split = GroupedSplit(table(folder, dumped(rows(**changes))), train=1.0, val=0.0)
+        return lambda log: [(post.text, post.label) for post in split.read("train", log)]
 
     return build
 
@@ -390,6 +467,18 @@ def rationale(prediction: str = LABELS[1], **changes: Any) -> Callable[[Path], R
     return build
 
 
+def rationale_line(content: bytes) -> Callable[[Path], Read]:
+    """A line of a rationale file between two others."""
+
+    def build(folder: Path) -> Read:
+        read = rationale()(folder)
+        lines = (folder / "r.jsonl").read_bytes().splitlines()
+        save(folder / "r.jsonl", b"\n".join([lines[0], content, lines[2]]))
+        return read
+
+    return build
+
+
 def huge(kind: str, marker: bytes, at: int, size: bytes) -> bytes:
     """A small picture whose header says that it is huge."""
     frames = {"save_all": True, "append_images": [Image.new("RGB", (6, 8))]} if kind == "WEBP" else {}
@@ -414,6 +503,8 @@ RECORD_LINE = "FOLDER/posts.csv, line 3"
 TSV_LINE = "FOLDER/dev.tsv, line 3"
 MVSA_LINE = "FOLDER/labelResultAll.txt, line 3"
 RATIONALE_LINE = "FOLDER/r.jsonl, line 2"
+FOLDER_LINE = "FOLDER/metadata.jsonl, line 2"
+DATASET_ROW = "FOLDER/saved/validation, row 2"
 IMAGE = f"{LINE}, field 'image':"
 WRONG = f"{IMAGE} FOLDER/wrong.jpg:"
 DAMAGED = "the picture cannot be decoded (*); fetch it again or save it anew"
@@ -428,6 +519,7 @@ MISSING = "it is missing; give it a text"
 TOO_LONG = (
     "100000 characters are more than 20000; shorten it, or mend the file where a quotation mark is not closed"
 )
+SPELT = "differs from a label in capitals or blanks; write 'neutral'"
 OWN_ID = "give every post an id of its own"
 LABEL_SET = "use one of 'positive', 'neutral', 'negative', or name it in `labels`"
 CELLS = (
@@ -436,6 +528,9 @@ CELLS = (
 )
 BEYOND = "JSON with a number or a nesting beyond reason; correct it"
 LONG = f"{'x' * 99_996} May"
+LONGER = f"{'x' * 199_996} May"
+NOT_UTF8 = "is not UTF-8; save the file as UTF-8, or name its `encoding` where the reader takes one"
+TWICE = "write every key once"
 
 Refusal = tuple[Callable[[Path], Read], str]
 WRONG_ROWS: dict[str, Refusal] = {
@@ -471,6 +566,20 @@ WRONG_ROWS: dict[str, Refusal] = {
     "image URL": (jsonl(image="https://a.org/b.jpg"), f"{IMAGE} 'https://a.org/b.jpg' is a URL; {INSIDE}"),
     "image data: URL": (jsonl(image="data:image/png,iV"), f"{IMAGE} 'data:image/png,iV' is a URL; {INSIDE}"),
     "image path of 100,000 characters": (jsonl(image="a" * 100_000), f"{IMAGE} there is no picture 'aaa*... {PUT}"),
+    "missing image in a folder of images": (
+        folder_table(image="gone.jpg"), f"{FOLDER_LINE}, field 'file_name': there is no picture 'gone.jpg' {PUT}"),
+    "truncated PNG in a folder of images": (
+        folder_table(image="broken.jpg"), f"{FOLDER_LINE}, field 'file_name': FOLDER/broken.jpg: {DAMAGED}"),
+    "truncated PNG in Twitter JSON": (
+        twitter_list(lambda text: text.replace("good.png", "broken.jpg", 2).replace("broken.jpg", "good.png", 1)),
+        f"FOLDER/posts.json, row 2, field 'image_path': FOLDER/broken.jpg: {DAMAGED}"),
+    "truncated PNG in a Hugging Face data set": (
+        hugging_face(image=GOOD_PICTURE[:-30]), f"{DATASET_ROW}, field 'photo': {DATASET_ROW}: {DAMAGED}"),
+    "no picture in a Hugging Face data set": (
+        hugging_face(image=None), f"{DATASET_ROW}, field 'photo': {MISSING}"),
+    "missing image in a grouped split": (
+        grouped(image="gone.jpg"), f"{IMAGE} there is no picture 'gone.jpg' {PUT}"),
+    "truncated PNG in a grouped split": (grouped(image="broken.jpg"), f"{IMAGE} FOLDER/broken.jpg: {DAMAGED}"),
     "list of several images": (jsonl(image=["good.png", "b.png"]), f"{IMAGE} {SEVERAL}"),
     "several images in one text": (
         record('2,two in May,"a.png;b.png",May,neutral'), f"{RECORD_LINE}, field 'image': {SEVERAL}"),
@@ -493,6 +602,19 @@ WRONG_ROWS: dict[str, Refusal] = {
     "text of 100,000 characters": (jsonl(text=LONG), f"{LINE}, field 'text': {TOO_LONG}"),
     "text of 100,000 characters in CSV": (
         record(f"2,{LONG},good.png,May,neutral"), f"{RECORD_LINE}, field 'text': {TOO_LONG}"),
+    "text of 200,000 characters in CSV": (
+        record(f"2,{LONGER},good.png,May,neutral"),
+        f"{RECORD_LINE}, field 'text': {TOO_LONG.replace('100000', '200000')}"),
+    "text of 100,000 characters in a Hugging Face data set": (
+        hugging_face(text=LONG), f"{DATASET_ROW}, field 'text': {TOO_LONG}"),
+    "invalid UTF-8 in JSON Lines": (line(b'{"id": "\xff"}'), f"{LINE}: byte 9 {NOT_UTF8}"),
+    "invalid UTF-8 in CSV": (record(b"2,\xc3(,good.png,May,neutral"), f"{RECORD_LINE}: byte 3 {NOT_UTF8}"),
+    "invalid UTF-8 in the second line of a record": (
+        record(b'2,"two\nin \xff May",good.png,May,neutral'), f"{RECORD_LINE}: byte 4 of line 4 {NOT_UTF8}"),
+    "invalid UTF-8 in TSV": (tsv(b"2\t1\tgood.png\t\x80 in $T$\tMay"), f"{TSV_LINE}: byte 14 {NOT_UTF8}"),
+    "invalid UTF-8 in annotations of MVSA": (
+        mvsa_line(b"2\tneutral,neutral\xff"), f"{MVSA_LINE}: byte 18 {NOT_UTF8}"),
+    "invalid UTF-8 in a rationale": (rationale_line(b'{"post_id": "\xff"}'), f"{RATIONALE_LINE}: byte 14 {NOT_UTF8}"),
     "invalid UTF-8 in MVSA": (
         mvsa_post(lambda folder: save(folder / "2.txt", b"two\xff\xff")),
         f"{MVSA_LINE}, field 'text': FOLDER/data/2.txt is neither UTF-8 nor GB18030; save the file as UTF-8"),
@@ -505,6 +627,10 @@ WRONG_ROWS: dict[str, Refusal] = {
         jsonl(aspect="June"),
         f"{LINE}, field 'aspect': 'June' does not stand in the text; "
         "write it as the text does, or set aspect_in_text: false where aspects are categories"),
+    "empty text in a folder of images": (folder_table(text=""), f"{FOLDER_LINE}, field 'text': {EMPTY}"),
+    "empty text in a Hugging Face data set": (hugging_face(text=""), f"{DATASET_ROW}, field 'text': {EMPTY}"),
+    "empty aspect in a Hugging Face data set": (hugging_face(aspect=""), f"{DATASET_ROW}, field 'aspect': {EMPTY}"),
+    "empty text in a grouped split": (grouped(text=""), f"{LINE}, field 'text': {EMPTY}"),
     "no place for the aspect in TSV": (
         tsv("2\t1\tgood.png\ttwo in May\tMay"),
         f"{TSV_LINE}, field 'text': $T$ stands 0 times in it; put $T$ once, where the aspect belongs"),
@@ -515,11 +641,29 @@ WRONG_ROWS: dict[str, Refusal] = {
     "id that stands in another split": (
         second_split,
         f"{LINE}, field 'id': the id '2' already stands at FOLDER/train.jsonl, line 1; {OWN_ID}"),
+    "id that stands twice in a folder of images": (
+        folder_table(id="1"),
+        f"{FOLDER_LINE}, field 'id': the id '1' already stands at FOLDER/metadata.jsonl, line 1; {OWN_ID}"),
+    "id that stands twice in a Hugging Face data set": (
+        hugging_face(id="1"),
+        f"{DATASET_ROW}, field 'id': the id '1' already stands at FOLDER/saved/validation, row 1; {OWN_ID}"),
+    "id that stands twice in a grouped split": (
+        grouped(id="1"),
+        f"{LINE}, field 'id': the id '1' already stands at FOLDER/posts.jsonl, line 1; {OWN_ID}"),
+    "unknown label in a folder of images": (
+        folder_table(label="happy"), f"{FOLDER_LINE}, field 'label': unknown label 'happy'; {LABEL_SET}"),
+    "unknown label in a Hugging Face data set": (
+        hugging_face(label="happy"), f"{DATASET_ROW}, field 'label': unknown label 'happy'; {LABEL_SET}"),
+    "label with capitals in a Hugging Face data set": (
+        hugging_face(label="Neutral"), f"{DATASET_ROW}, field 'label': 'Neutral' {SPELT}"),
+    "float label in a folder of images": (
+        folder_table(label=1.0), f"{FOLDER_LINE}, field 'label': 1.0 is a decimal number; write 1"),
+    "float label in a grouped split": (grouped(label=1.0), f"{LINE}, field 'label': 1.0 is a decimal number; write 1"),
     "unknown label": (jsonl(label="happy"), f"{LINE}, field 'label': unknown label 'happy'; {LABEL_SET}"),
     "label with blanks": (
-        jsonl(label=" neutral"), f"{LINE}, field 'label': ' neutral' has capitals or blanks; write 'neutral'"),
+        jsonl(label=" neutral"), f"{LINE}, field 'label': ' neutral' {SPELT}"),
     "label with capitals": (
-        jsonl(label="Neutral"), f"{LINE}, field 'label': 'Neutral' has capitals or blanks; write 'neutral'"),
+        jsonl(label="Neutral"), f"{LINE}, field 'label': 'Neutral' {SPELT}"),
     "float label": (jsonl(label=1.0), f"{LINE}, field 'label': 1.0 is a decimal number; write 1"),
     "float label in CSV": (
         record("2,two in May,good.png,May,1.0"), f"{RECORD_LINE}, field 'label': unknown label '1.0'; {LABEL_SET}"),
@@ -535,6 +679,15 @@ WRONG_ROWS: dict[str, Refusal] = {
     "extra column in TSV": (
         tsv("2\t1\tgood.png\ttwo in $T$\tMay\tx"),
         f"{TSV_LINE}: 6 tab-separated columns; write 5 columns: index, label, image, text, aspect"),
+    "key that stands twice in JSON Lines": (
+        line(dumped(rows()[1:2]).strip().replace("{", '{"label": "positive", ')),
+        f"{LINE}: the key 'label' stands twice; {TWICE}"),
+    "key that stands twice in Twitter JSON": (
+        twitter_list(lambda text: text.replace('{"id": "2"', '{"text": "May", "id": "2"')),
+        f"FOLDER/posts.json, row 2: the key 'text' stands twice; {TWICE}"),
+    "key that stands twice in a rationale": (
+        rationale_line(RECORD.to_json().replace('"Prediction"', '"Text_analysis"').encode()),
+        f"{RATIONALE_LINE}: the key 'Text_analysis' stands twice; {TWICE}"),
     "JSON line cut off": (
         line('{"id": "2", "text": "two in'),
         f"{LINE}: no valid JSON at column 21 (Unterminated string starting at); correct it there"),
@@ -562,7 +715,6 @@ NO_LABEL = (
     "say in the reader's arguments which one holds the label, as columns: {label: NAME}"
 )
 NO_POSTS = "it holds no posts; give a file with at least one"
-NOT_UTF8 = "is not UTF-8; save the file as UTF-8, or name its `encoding` where the reader takes one"
 NOT_CLOSED = (
     "the quotation mark that opens a field here is not closed, or text follows the one that closes it; "
     'close it, and write a quotation mark inside of quotes as ""'
@@ -588,10 +740,19 @@ WRONG_FILES: dict[str, Refusal] = {
     "TSV of headers only": (tsv_file("index\tlabel\timage\ttext\taspect\n"), f"FOLDER/dev.tsv: {NO_POSTS}"),
     "Parquet of headers only": (parquet_file([]), f"FOLDER/posts.parquet: {NO_POSTS}"),
     "MVSA of headers only": (mvsa_header, f"FOLDER/labelResultAll.txt: {NO_POSTS}"),
-    "invalid UTF-8 in JSON Lines": (line(b'{"id": "\xff"}'), f"{LINE}: byte 9 {NOT_UTF8}"),
-    "invalid UTF-8 in CSV": (
-        whole(HEADER.encode() + b"\n1,\xc3(\n", ".csv"), f"FOLDER/posts.csv, line 2: byte 3 {NOT_UTF8}"),
-    "invalid UTF-8 in TSV": (tsv_file(b"index\t\x80\n"), f"FOLDER/dev.tsv, line 1: byte 7 {NOT_UTF8}"),
+    "invalid UTF-8 in a header of CSV": (
+        whole(HEADER.encode() + b"\xff\n1,May,good.png,May,\n2,May,good.png,May,", ".csv"),
+        f"FOLDER/posts.csv, line 1: byte 27 {NOT_UTF8}"),
+    "GB18030 in JSON Lines called UTF-8": (
+        whole(dumped([first(id=str(at), text=CHINESE) for at in range(9)], ascii_only=False).encode("gb18030")),
+        f"FOLDER/posts.jsonl, line 1: byte 22 {NOT_UTF8}"),
+    "GB18030 in CSV called UTF-8": (
+        whole(f"{HEADER}\n{CHINESE},{CHINESE},good.png,May,\n{CHINESE},,,,\n".encode("gb18030"), ".csv"),
+        f"FOLDER/posts.csv, line 2: byte 1 {NOT_UTF8}"),
+    "UTF-16 without a mark": (
+        whole(dumped([first(text=CHINESE + "\u00e9")] * 3, ascii_only=False).encode("utf-16-le")),
+        f"FOLDER/posts.jsonl, line 1: byte * {NOT_UTF8}"),
+    "invalid UTF-8 in a header of TSV": (tsv_file(b"index\t\x80\n"), f"FOLDER/dev.tsv, line 1: byte 7 {NOT_UTF8}"),
     "Twitter JSON cut off": (
         twitter_file('[{"id": 1'),
         "FOLDER/posts.json: no valid JSON at column 10 (Expecting ',' delimiter); correct it there"),
@@ -628,6 +789,20 @@ def test_refused_with_this_message(name: str, tmp_path: Path) -> None:
     unit = log.bad[0].row.unit
     assert message.startswith(f"FOLDER{listed['file'].removeprefix(str(folder))}, {unit} {listed[unit]}")
     assert f"{listed['problem']}; {listed['remedy']}" in found
+
+
+def test_float_labels_in_a_column_of_parquet(tmp_path: Path) -> None:
+    """Such a column holds numbers alone, so every row with a label is wrong; null becomes NaN on the way of pandas."""
+    entries = [row | {"label": label} for row, label in zip(rows(), (1.0, None, float("nan")), strict=True)]
+    read = parquet_file(entries)(tmp_path)
+    log = RowLog("skip")
+    assert read(log) == [(TEXTS[1], None)]
+    place = f"{tmp_path / 'posts.parquet'}, row"
+    assert [str(error) for error in log.bad] == [
+        f"{place} 1, field 'label': 1.0 is a decimal number; write 1",
+        f"{place} 3, field 'label': nan is a decimal number; write a whole number or a text",
+    ]
+    assert refusal(read, RowLog("error")) == str(log.bad[0])
 
 
 @pytest.mark.parametrize("name", HUGE)

@@ -19,6 +19,7 @@ from data_modules.checking import check
 from data_modules.readers.base import Entries, Reader, SingleFileReader
 from data_modules.readers.mvsa import Mvsa
 from data_modules.readers.row_log import Row, RowLog
+from data_modules.readers.table import Table
 from data_modules.readers.tombert_tsv import TombertTsv
 from data_modules.readers.twitter_json import TwitterJson
 from mulcot.images import load_image
@@ -195,6 +196,52 @@ def test_every_post_with_a_broken_picture_is_a_wrong_row(tmp_path: Path, red: Pa
     assert problems[1] == f"{tmp_path / 'gone.png'}: there is no such picture file"
     assert "empty" in problems[3]
     assert section.wrong_rows[1].remedy == "put it there or correct the path"
+
+
+def table(folder: Path, *images: str, ids: Sequence[str] = ()) -> Table:
+    """A table of posts with these pictures, whose column is called `photo`."""
+    names = ids or [str(number) for number in range(len(images))]
+    rows = [{"id": name, "text": "Hail", "photo": image} for name, image in zip(names, images, strict=True)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return Table({"train": folder / "train.jsonl"}, folder, columns={"image": "photo"})
+
+
+def test_lost_pictures_are_counted_by_what_is_wrong_with_them(tmp_path: Path, red: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(red.read_bytes()[:50])
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "link.png").symlink_to("/etc/hostname")
+    images = ["red.png", "gone.png", "broken.png", "gone.png", "empty.png", "../red.png", "link.png", "/a.png", "b.png"]
+    report = check(table(tmp_path, *images), labels=DEFAULT_LABELS)
+    (section,) = report.sections
+    assert {row.field for row in section.wrong_rows} == {"photo"}
+    assert len(section.wrong_rows) == report.problems == 8
+    assert report.to_dict()["sections"][0]["lost_pictures"] == {
+        "missing": {"pictures": 2, "posts": 3},
+        "unreadable": {"pictures": 2, "posts": 2},
+        "outside": {"pictures": 3, "posts": 3},
+    }
+    lines = [line.split(maxsplit=2) for line in printed(report).splitlines()]
+    assert ["missing", "pictures", "2 (3 posts)"] in [[*cells[:2], "".join(cells[2:]).strip()] for cells in lines]
+    assert "unreadable pictures" in printed(report)
+    assert "pictures outside of the root" in printed(report)
+
+
+def test_pictures_that_the_reader_does_not_look_for_are_told_apart_as_well(tmp_path: Path, red: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(red.read_bytes()[:50])
+    posts = [post("1", red), post("2", broken), post("3", tmp_path / "gone.png"), post("4", InTable(b"x", 1))]
+    lost = checked({"train": posts}).sections[0].lost_pictures
+    assert (lost.missing.posts, lost.unreadable.posts, lost.outside.posts) == (1, 2, 0)
+
+
+@pytest.mark.parametrize("between", [0, 300])
+def test_an_id_is_taken_by_a_post_whose_picture_can_be_read(tmp_path: Path, red: Path, between: int) -> None:
+    (tmp_path / "broken.png").write_bytes(red.read_bytes()[:50])
+    images = ["broken.png", *["red.png"] * between, "red.png", "red.png"]
+    reader = table(tmp_path, *images, ids=["1", *(f"p{at}" for at in range(between)), "1", "1"])
+    (section,) = check(reader, labels=DEFAULT_LABELS).sections
+    assert section.posts == between + 1
+    assert [(row.number, row.field) for row in section.wrong_rows] == [(1, "photo"), (between + 3, "id")]
 
 
 def test_headers_alone_show_less(tmp_path: Path, red: Path) -> None:

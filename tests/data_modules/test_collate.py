@@ -65,7 +65,9 @@ def test_costs_count_what_the_micro_batches_hold(
             answer = f'{{"Prediction": "{DEFAULT_LABELS[index]}"}}'
             rows = [encoder.row(post, "reasoning", text) for text in texts]
             rows.append(encoder.row(post, "classification", answer))
-            assert costs.tokens[index] == sum(row.length for row in rows)
+            # What the rows hold before they are padded, the picture's tokens among it.
+            whole = [int(RowCollator(encoder).batch([row]).inputs["attention_mask"].sum()) for row in rows]
+            assert costs.tokens[index] == sum(whole)
             assert costs.response_tokens["reasoning"][index] == sum(len(row.response_ids) for row in rows[:-1])
             assert costs.response_tokens["classification"][index] == len(rows[-1].response_ids)
 

@@ -1,28 +1,44 @@
 """The common format: what is written is what is read, whatever the source, and nothing is made twice."""
 
+import csv
 import json
+import os
 import pickle
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from data_modules import conversion
+from data_modules.check_report import Section
+from data_modules.checking import check
 from data_modules.conversion import Plan, convert
 from data_modules.encoded import EncodedPosts, encoder_key
 from data_modules.post_table import PostTable, has_aspects, ids_of, label_counts, label_numbers
-from data_modules.readers import Converted, Reader, Table
+from data_modules.readers import (
+    Converted,
+    GroupedSplit,
+    HuggingFace,
+    ImageFolder,
+    Mvsa,
+    Reader,
+    Table,
+    TombertTsv,
+    TwitterJson,
+)
 from data_modules.readers.row_log import RowLog
 from mulcot.cli import main
 from mulcot.images import load_image
 from mulcot.models import load_processor
 from mulcot.rows import RowEncoder
-from mulcot.types import DEFAULT_LABELS, TASKS, InputError
+from mulcot.types import DEFAULT_LABELS, TASKS, InputError, Post
 
 SIZES = [(30, 20), (61, 200), (28, 28)]
 
@@ -109,6 +125,202 @@ def test_pictures_inside_the_table_need_no_files(tmp_path: Path, source: Table) 
     assert str(posts[4].image) == f"{moved}/train.arrow, row 5"
 
 
+# -- every reader ----------------------------------------------------------------------------------------------------
+
+Rows = dict[str, list[dict[str, object]]]
+
+
+def png(number: int) -> bytes:
+    file = BytesIO()
+    Image.new("RGB", (20 + number, 30), (number * 20, 9, 9)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> tuple[Path, Rows]:
+    """Ten posts, two on each of five pictures, and the folder with the pictures."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    for number in range(5):
+        (folder / f"{number}.png").write_bytes(png(number))
+    texts = ["plain", "emoji \U0001f600", "\u05d0\u05d1 right to left", "<|im_end|>", 'a "quotation", and a comma',
+             " blanks ", "two\u2028lines", "tab, not \\t", "cr\u00e8me", "last"]  # fmt: skip
+    rows = [
+        {
+            "id": f"p{number}",
+            "text": f"{text} in May {number}",
+            "image": f"{number // 2}.png",
+            "aspect": "May" if number % 2 else None,
+            "label": DEFAULT_LABELS[number % 3],
+        }
+        for number, text in enumerate(texts)
+    ]
+    return folder, {"train": rows[:6], "val": rows[6:8], "test": rows[8:]}
+
+
+def of_table(suffix: str) -> Callable[[Path, Rows], Reader]:
+    def made(folder: Path, rows: Rows) -> Reader:
+        paths = {split: folder / f"{split}.{suffix}" for split in rows}
+        for split, path in paths.items():
+            if suffix == "jsonl":
+                write(path, rows[split])
+            elif suffix == "json":
+                path.write_text(json.dumps(rows[split]))
+            elif suffix == "parquet":
+                pq.write_table(pa.Table.from_pylist(rows[split]), path)
+            else:
+                with path.open("w", newline="") as file:
+                    writer = csv.DictWriter(file, list(rows[split][0]), delimiter="," if suffix == "csv" else "\t")
+                    writer.writeheader()
+                    writer.writerows(row | {"aspect": "May"} for row in rows[split])  # CSV has no null
+        return Table(paths, folder)
+
+    return made
+
+
+def of_image_folder(folder: Path, rows: Rows) -> Reader:
+    for split, some in rows.items():
+        (folder / split).mkdir()
+        for row in some:
+            shutil.copy(folder / str(row["image"]), folder / split)
+        write(folder / split / "metadata.jsonl", [row | {"file_name": row["image"]} for row in some])
+    return ImageFolder(folder)
+
+
+def of_tombert(folder: Path, rows: Rows) -> Reader:
+    names = {"train": "train", "val": "dev", "test": "test"}
+    for split, some in rows.items():
+        lines = ["index\t#1 Label\t#2 ImageID\t#3 String\t#3 String"]
+        for number, row in enumerate(some):
+            text = str(row["text"]).replace("May", "$T$")
+            lines.append(f"{number}\t{number % 3}\t{row['image']}\t{text}\tMay")
+        (folder / f"{names[split]}.tsv").write_text("\n".join(lines) + "\n")
+    return TombertTsv(folder, folder)
+
+
+def of_twitter(folder: Path, rows: Rows) -> Reader:
+    posts = [row | {"id": number, "aspect": "May", "image_path": row["image"]}
+             for number, row in enumerate(row for some in rows.values() for row in some)]  # fmt: skip
+    (folder / "val.json").write_text(json.dumps(posts))
+    return GroupedSplit(TwitterJson(folder / "val.json", folder), 6, 2, 2)
+
+
+def of_mvsa(folder: Path, rows: Rows) -> Reader:
+    (folder / "data").mkdir()
+    lines = ["ID\ttext,image"]
+    for number, row in enumerate(row for some in rows.values() for row in some):
+        (folder / "data" / f"{number}.txt").write_bytes(str(row["text"]).encode() + b"\r\n")
+        shutil.copy(folder / str(row["image"]), folder / "data" / f"{number}.jpg")
+        lines.append(f"{number}\t{row['label']},{row['label']}")
+    (folder / "labelResultAll.txt").write_bytes("\r\n".join([*lines, ""]).encode())
+    return GroupedSplit(Mvsa(folder), 6, 2, 2)
+
+
+def of_hugging_face(inside: bool) -> Callable[[Path, Rows], Reader]:
+    def made(folder: Path, rows: Rows) -> Reader:
+        kind = datasets.Image() if inside else datasets.Value("string")
+        text = datasets.Value("string")
+        features = datasets.Features({"id": text, "text": text, "image": kind, "aspect": text, "label": text})
+        parts = {}
+        for split, some in rows.items():
+            pictures = [{"bytes": (folder / str(row["image"])).read_bytes(), "path": None} for row in some]
+            given = [row | ({"image": picture} if inside else {}) for row, picture in zip(some, pictures, strict=True)]
+            parts[split] = datasets.Dataset.from_list(given, features=features)
+        datasets.disable_progress_bars()
+        datasets.DatasetDict(parts).save_to_disk(folder / "saved")
+        datasets.enable_progress_bars()
+        return HuggingFace(str(folder / "saved"), image_root=None if inside else folder)
+
+    return made
+
+
+def of_converted(embedded: bool) -> Callable[[Path, Rows], Reader]:
+    def made(folder: Path, rows: Rows) -> Reader:
+        first = of_table("jsonl")(folder, rows)
+        root = None if embedded else first.image_root
+        convert(first, Plan(folder / "first", root, None, DEFAULT_LABELS, None), RowLog())
+        return Converted(folder / "first")
+
+    return made
+
+
+READERS: dict[str, Callable[[Path, Rows], Reader]] = {
+    **{f"Table {suffix}": of_table(suffix) for suffix in ("jsonl", "json", "csv", "tsv", "parquet")},
+    "ImageFolder": of_image_folder,
+    "TombertTsv": of_tombert,
+    "TwitterJson": of_twitter,
+    "Mvsa": of_mvsa,
+    "HuggingFace, pictures inside": of_hugging_face(True),
+    "HuggingFace, pictures beside": of_hugging_face(False),
+    "Converted": of_converted(False),
+    "Converted, pictures inside": of_converted(True),
+}
+
+
+def by_content(posts: Sequence[Post], apart: bool) -> list[object]:
+    """The posts as they are compared: where pictures lie inside a table, by their bytes."""
+    return [(replace(post, image=Path()), post.image.read_bytes()) if apart else post for post in posts]
+
+
+def counted(reader: Reader) -> list[Section]:
+    """What `check` counts, without the names of pictures."""
+    sections = check(reader, labels=reader.labels).sections
+    return [
+        replace(section, counts={}, pictures=replace(section.pictures, distinct=0, shared=0, duplicates=None))
+        for section in sections
+    ]
+
+
+def assert_converts_to_itself(reader: Reader, out: Path, embed: bool) -> None:
+    before = {split: list(reader.read(split)) for split in reader.splits()}
+    root = None if embed else reader.image_root
+    convert(reader, Plan(out, root, None, tuple(reader.labels), None), RowLog())
+    converted = Converted(out)
+    assert converted.splits() == reader.splits()
+    for split, posts in before.items():
+        after = converted.read(split)
+        assert by_content(after, embed) == by_content(posts, embed)
+        log = RowLog()
+        assert [post for _, post in converted.entries(split, log)] == list(after)
+        assert not log.left_out()
+    assert [replace(section, pictures=None) for section in counted(converted)] == [
+        replace(section, pictures=None, dropped={}) for section in counted(reader)
+    ]
+    if not embed:  # inside a table each post has a picture of its own
+        assert [section.pictures for section in counted(converted)] == [s.pictures for s in counted(reader)]
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("embed", [False, True], ids=["beside", "embedded"])
+@pytest.mark.parametrize("name", READERS)
+def test_every_reader_converts_to_equal_posts_and_counts(small: tuple[Path, Rows], name: str, embed: bool) -> None:
+    reader = READERS[name](*small)
+    if reader.image_root is None and not embed:
+        pytest.skip("its pictures have no files")
+    assert_converts_to_itself(reader, small[0].parent / "again", embed)
+
+
+def test_twitter_2015_converts_to_equal_posts(shared_data: Path, tmp_path: Path) -> None:
+    folder = shared_data / "twitter15"
+    reader = GroupedSplit(TwitterJson(folder / "val.json", folder / "Images"), 900, 111, 111)
+    assert_converts_to_itself(reader, tmp_path / "out", embed=False)
+
+
+def test_the_dev_file_of_tombert_converts_to_equal_posts(shared_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "tsv").mkdir()
+    (tmp_path / "tsv" / "dev.tsv").symlink_to(shared_data / "twitter15" / "tsv" / "twitter2015" / "dev.tsv")
+    reader = TombertTsv(tmp_path / "tsv", shared_data / "twitter15" / "Images")
+    assert_converts_to_itself(reader, tmp_path / "out", embed=False)
+
+
+def test_the_mvsa_sample_converts_to_equal_posts(shared_data: Path, tmp_path: Path) -> None:
+    reader = GroupedSplit(Mvsa(shared_data / "mvsa_sample"), 0.8, 0.1)
+    assert_converts_to_itself(reader, tmp_path / "out", embed=False)
+
+
+# -- where it lies ---------------------------------------------------------------------------------------------------
+
+
 def test_a_data_set_moves_together_with_its_pictures(tmp_path: Path, source: Table) -> None:
     convert(source, plan(tmp_path, source, out=tmp_path / "source" / "converted"), RowLog())
     (tmp_path / "source").rename(tmp_path / "moved")
@@ -174,6 +386,200 @@ def test_finished_shards_are_kept_and_so_is_what_they_left_out(
     assert ids_of(Converted(tmp_path / "out").read("val")) == ["p14", "p15", "p17", "p18"]
 
 
+class KilledError(Exception):
+    """Stands for a kill."""
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Lets a conversion end in the middle of a split."""
+    make = conversion._make
+
+    def stopped(plan, split, at, key, entries):
+        if at == number:
+            raise KilledError
+        return make(plan, split, at, key, entries)
+
+    monkeypatch.setattr(conversion, "_make", stopped)
+
+
+def counted_shards(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The shards that are made from now on."""
+    made: list[str] = []
+    make = conversion._make
+    monkeypatch.setattr(conversion, "_make", lambda *args: (made.append(f"{args[1]}-{args[2]}"), make(*args))[1])
+    return made
+
+
+def interrupted(
+    monkeypatch: pytest.MonkeyPatch, reader: Reader, given: Plan, log: RowLog | None = None, at: int = 2
+) -> None:
+    with monkeypatch.context() as patched:
+        stop_at(patched, at)
+        with pytest.raises(KilledError):
+            convert(reader, given, log or RowLog(), replaces=True)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_resumed_conversion_names_the_places_of_today(
+    tmp_path: Path, source: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "source" / "images" / "1.png").write_bytes(b"no picture")
+    interrupted(monkeypatch, source, plan(tmp_path, source), RowLog("skip"))
+    path = tmp_path / "source" / "train.jsonl"
+    path.write_text("\n\n" + path.read_text())
+    log = RowLog("skip")
+    convert(table(tmp_path), plan(tmp_path, source), log)
+    assert [error.row.number for error in log.bad if error.row.path == path] == [4, 7, 10, 13, 16]
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("damage", ["lost", "cut", "its note torn"])
+def test_a_finished_shard_that_is_not_there_any_more_is_made_again(
+    tmp_path: Path, source: Table, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    interrupted(monkeypatch, source, plan(tmp_path, source))
+    path = tmp_path / "out" / "train-00000.parquet"
+    if damage == "its note torn":
+        path = tmp_path / "out" / ".building" / "train-00000.json"
+    path.unlink() if damage == "lost" else path.write_bytes(path.read_bytes()[:-1])
+    made = counted_shards(monkeypatch)
+    convert(source, plan(tmp_path, source), RowLog())
+    assert made == ["train-0", "train-2", "train-3", "val-0", "val-1"]
+    assert list(Converted(tmp_path / "out").read("train")) == list(source.read("train"))
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_shards_of_a_source_that_got_shorter_do_not_stay(
+    tmp_path: Path, source: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(monkeypatch, source, plan(tmp_path, source))
+    (tmp_path / "out" / "train-mine.parquet").write_bytes(b"")
+    path = tmp_path / "source" / "train.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+    convert(table(tmp_path), plan(tmp_path, source), RowLog())
+    assert sorted(os.listdir(tmp_path / "out")) == [
+        "dataset.json", "train-00000.parquet", "train-mine.parquet", "train.arrow",
+        "val-00000.parquet", "val-00001.parquet", "val.arrow",
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_pictures_inside_a_table_that_changed_are_converted_again(
+    small: tuple[Path, Rows], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, rows = small
+    reader = of_hugging_face(True)(folder, rows)
+    given = Plan(folder / "out", None, None, DEFAULT_LABELS, None)
+    interrupted(monkeypatch, reader, given, at=1)
+    (folder / "0.png").write_bytes(png(9))
+    shutil.rmtree(folder / "saved")
+    reader = of_hugging_face(True)(folder, rows)
+    convert(reader, given, RowLog())
+    assert Converted(folder / "out").read("train")[0].image.read_bytes() == png(9)
+
+
+# -- replacing -------------------------------------------------------------------------------------------------------
+
+
+def texts(folder: Path) -> dict[str, list[str]]:
+    reader = Converted(folder)
+    return {split: [post.text for post in reader.read(split)] for split in reader.splits()}
+
+
+def changed(tmp_path: Path) -> Table:
+    """The source with other texts and one post less."""
+    for name in ("train", "val"):
+        path = tmp_path / "source" / f"{name}.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        write(path, [row | {"text": f"new {row['text']}"} for row in rows[:-1]])
+    return table(tmp_path)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_data_set_is_replaced_only_when_the_new_one_is_whole(
+    tmp_path: Path, source: Table, embedded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever step of the end a kill comes before, the old data set is read, or the new one; then the work goes on.
+
+    The steps are all that changes names in the folder: renames and what removes.
+    """
+    model = str(embedded / "models" / "student")
+    key = encoder_key(RowEncoder(load_processor(model), DEFAULT_LABELS, None))
+    given = plan(tmp_path, source, model=model, fingerprint=key)
+    convert(source, given, RowLog())
+    out = tmp_path / "out"
+    old = texts(out)
+    new_source = changed(tmp_path)
+    new = {split: [post.text for post in new_source.read(split)] for split in new_source.splits()}
+    assert old != new
+    met = set()
+    for at in range(1000):
+        left = at
+
+        def counting(call):
+            def step(*args, **options):
+                nonlocal left
+                if left == 0:
+                    raise KilledError
+                left -= 1
+                return call(*args, **options)
+
+            return step
+
+        shutil.copytree(out, tmp_path / "kept")
+        with monkeypatch.context() as patched:
+            for owner, name in ((os, "replace"), (Path, "unlink"), (shutil, "rmtree")):
+                patched.setattr(owner, name, counting(getattr(owner, name)))
+            try:
+                convert(new_source, given, RowLog(), replaces=True)
+            except KilledError:
+                stopped = True
+            else:
+                stopped = False
+        read = texts(out)
+        assert read in (old, new)
+        met.add("old" if read == old else "new")
+        convert(new_source, given, RowLog(), replaces=True)
+        assert texts(out) == new
+        folder = Converted(out).tokens("train", key)
+        assert folder is not None
+        assert len(EncodedPosts.open(Converted(out).read("train"), None, folder, TASKS).lengths("reasoning")) == 13
+        shutil.rmtree(out)
+        (tmp_path / "kept").rename(out)
+        if not stopped:
+            break
+    assert not stopped
+    assert met == {"old", "new"}
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_an_interrupted_replacement_goes_on_and_leaves_nothing_of_the_old(
+    tmp_path: Path, source: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert(source, plan(tmp_path, source), RowLog())
+    old = texts(tmp_path / "out")
+    new = changed(tmp_path)
+    interrupted(monkeypatch, new, plan(tmp_path, new))
+    assert texts(tmp_path / "out") == old
+    with monkeypatch.context() as patched:
+        made = counted_shards(patched)
+        convert(new, plan(tmp_path, new), RowLog(), replaces=True)
+    assert made == ["train-2", "train-3", "val-0", "val-1"]
+    assert list(Converted(tmp_path / "out").read("train")) == list(new.read("train"))
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.parquet")) == [
+        *(f"train-0000{number}-b.parquet" for number in range(4)), "val-00000-b.parquet", "val-00001-b.parquet",
+    ]  # fmt: skip
+    convert(new, plan(tmp_path, new), RowLog(), replaces=True)
+    assert len(list((tmp_path / "out").glob("train-0000?.parquet"))) == 4
+    assert not list((tmp_path / "out").glob("*-b.parquet"))
+
+
+def test_without_leave_a_data_set_is_not_replaced(tmp_path: Path, source: Table) -> None:
+    convert(source, plan(tmp_path, source), RowLog())
+    with pytest.raises(InputError, match="it holds a converted data set"):
+        convert(source, plan(tmp_path, source), RowLog())
+
+
 @pytest.mark.usefixtures("small_shards")
 def test_worker_processes_write_the_same(tmp_path: Path, source: Table) -> None:
     one = convert(source, plan(tmp_path, source), RowLog())
@@ -185,6 +591,63 @@ def test_without_skipping_the_first_wrong_picture_stops(tmp_path: Path, source: 
     (tmp_path / "source" / "images" / "2.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"train\.jsonl, line 3, field 'image': .*2\.png: the picture file is empty; "):
         convert(source, plan(tmp_path, source), RowLog())
+
+
+def test_a_source_without_splits_says_so_itself(tmp_path: Path, source: Table) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"Mvsa: this source has no splits.*GroupedSplit"):
+        convert(Mvsa(tmp_path), plan(tmp_path, source), RowLog())
+    with pytest.raises(InputError, match=r"train\.tsv"):
+        convert(TombertTsv(tmp_path / "empty", tmp_path), plan(tmp_path, source), RowLog())
+    assert not (tmp_path / "out" / "dataset.json").exists()
+
+
+@pytest.mark.parametrize("splits", [("val",), ("train", "val")])
+def test_a_split_of_which_nothing_is_left_is_an_error(
+    tmp_path: Path, source: Table, splits: tuple[str, ...], embedded: Path
+) -> None:
+    left = {"train": 14, "val": 6}
+    for split in splits:
+        rows = [{"id": f"{split}{n}", "text": "x" * (n % 2), "image": "broken.png"} for n in range(left[split])]
+        write(tmp_path / "source" / f"{split}.jsonl", rows)
+    (tmp_path / "source" / "images" / "broken.png").write_bytes(b"no picture")
+    log = RowLog("skip")
+    model = str(embedded / "models" / "student")
+    key = encoder_key(RowEncoder(load_processor(model), DEFAULT_LABELS, None))
+    with pytest.raises(InputError) as caught:
+        convert(table(tmp_path), plan(tmp_path, source, model=model, fingerprint=key), log)
+    count = sum(left[split] for split in splits)
+    assert f"no posts for {', '.join(splits)}: left out were {count} wrong rows; mend them" in str(caught.value)
+    assert len(log.bad) == count
+    assert not (tmp_path / "out" / "dataset.json").exists()
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_shard_of_which_nothing_is_left_is_left_out(tmp_path: Path, source: Table, embedded: Path) -> None:
+    rows = [json.loads(line) for line in (tmp_path / "source" / "train.jsonl").read_text().splitlines()]
+    for number in range(4, 8):
+        rows[number]["image"] = "broken.png"
+    (tmp_path / "source" / "images" / "broken.png").write_bytes(b"no picture")
+    write(tmp_path / "source" / "train.jsonl", rows)
+    model = str(embedded / "models" / "student")
+    key = encoder_key(RowEncoder(load_processor(model), DEFAULT_LABELS, None))
+    convert(table(tmp_path), plan(tmp_path, source, model=model, fingerprint=key), RowLog("skip"))
+    assert len(Converted(tmp_path / "out").read("train")) == 10
+    assert not (tmp_path / "out" / "train-00001.parquet").exists()
+
+
+@pytest.mark.parametrize("given", ["im", "absolute", "./im/../im"])
+def test_one_image_root_may_be_written_in_several_ways(
+    tmp_path: Path, source: Table, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.chdir(tmp_path / "source")
+    Path("im").symlink_to("images")
+    reader = Table({"train": Path("train.jsonl")}, Path("im"))
+    root = tmp_path / "source" / "im" if given == "absolute" else Path(given)
+    convert(reader, plan(tmp_path, reader, image_root=root), RowLog())
+    assert Converted(tmp_path / "out").read("train")[0].image.read_bytes() == (Path("im") / "0.png").read_bytes()
+    with pytest.raises(InputError, match=r"its picture im/0\.png is not in images; give --image_root"):
+        convert(reader, plan(tmp_path, reader, image_root=Path("images"), out=tmp_path / "two"), RowLog())
 
 
 # -- tokens ----------------------------------------------------------------------------------------------------------

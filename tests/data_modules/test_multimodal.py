@@ -9,13 +9,14 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from data_modules import multimodal
+from data_modules import source
 from data_modules.multimodal import MultimodalDataModule
 from data_modules.readers import Converted, Table
 from mulcot.cli import main
 from mulcot.models import load_processor
+from mulcot.prompts import get_prompt
 from mulcot.rows import RowEncoder
-from mulcot.types import DEFAULT_LABELS, InputError, Task
+from mulcot.types import DEFAULT_LABELS, InputError, Rationale, RationaleRecord, Task
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def attached(data: MultimodalDataModule, encoder: RowEncoder, *tasks: Task, rank
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(multimodal, "MANY_POSTS", 9)
+    monkeypatch.setattr(source, "MANY_POSTS", 9)
     return
 
 
@@ -56,7 +57,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_large_source_is_told_of_until_it_is_converted(
     tmp_path: Path, table: Table, encoder: RowEncoder, embedded: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.WARNING, logger="data_modules.multimodal")
+    caplog.set_level(logging.WARNING, logger="data_modules.source")
     data = attached(MultimodalDataModule(table), encoder, "classification")
     data.training_posts()
     assert [record.message for record in caplog.records] == [
@@ -136,3 +137,100 @@ def test_a_post_without_gold_label_cannot_be_trained_on(tmp_path: Path, table: T
 def test_sizes_are_at_least_one(table: Table, name: str) -> None:
     with pytest.raises(InputError, match=f"data.init_args.{name} is 0; it must be 1 or more"):
         MultimodalDataModule(table, **{name: 0})
+
+
+def rationales(path: Path, post_ids: list[str]) -> Path:
+    """A file with a teacher's rationale of each post; post `<split><n>` has the n-th label."""
+    lines = []
+    for post_id in post_ids:
+        label = DEFAULT_LABELS[int(post_id.lstrip("abcdefghijklmnopqrstuvwxyz")) % 3]
+        rationale = Rationale(f"of {post_id}", "b", "c", "d", label)
+        prompt_hash = get_prompt("msc", "teacher_predict").hash
+        lines.append(RationaleRecord(post_id, rationale, "teacher-predicted", "t", prompt_hash).to_json() + "\n")
+    path.write_text("".join(lines))
+    return path
+
+
+@pytest.fixture
+def splits(tmp_path: Path) -> Table:
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    for split, count in (("train", 6), ("val", 3), ("test", 3)):
+        rows = [
+            {"id": f"{split}{n}", "text": f"{split} {n}", "image": "a.png", "label": DEFAULT_LABELS[n % 3]}
+            for n in range(count)
+        ]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Table({split: tmp_path / f"{split}.jsonl" for split in ("train", "val", "test")}, tmp_path)
+
+
+def test_references_are_found_by_post_whatever_their_files_are_called(
+    tmp_path: Path, splits: Table, encoder: RowEncoder
+) -> None:
+    both = [
+        rationales(tmp_path / "latest-val.jsonl", ["test1", "val0"]),
+        rationales(tmp_path / "more.jsonl", ["val2", "test0"]),
+    ]
+    data = attached(MultimodalDataModule(splits, references=both), encoder, "reasoning", "classification")
+    (batch,) = data.test_dataloader()
+    pairs = zip(batch.posts, batch.references, strict=True)
+    found = {post.id: record and record.rationale.text_analysis for post, record in pairs}
+    assert found == {"test0": "of test0", "test1": "of test1", "test2": None}
+    both.append(rationales(tmp_path / "wrong.jsonl", ["train0"]))
+    data = attached(MultimodalDataModule(splits, references=both), encoder, "reasoning", "classification")
+    with pytest.raises(InputError, match=r"wrong\.jsonl, line 1, field 'post_id': there is no post 'train0'"):
+        data.test_dataloader()
+
+
+def test_a_limit_takes_the_rationales_of_its_posts_alone(tmp_path: Path, splits: Table, encoder: RowEncoder) -> None:
+    files = [rationales(tmp_path / "r.jsonl", ["train5", "train1", "train3", "train0"])]
+    data = attached(MultimodalDataModule(splits, files, limit=2), encoder, "reasoning", "classification")
+    posts = data.training_posts()
+    assert [encoder.decode(posts.rationales[n])[19:28] for n in range(len(posts.rationales))] == [
+        "of train0",
+        "of train1",
+    ]
+    assert posts.first.tolist() == [0, 1, 2]
+
+
+def test_a_split_of_which_no_post_is_left_is_an_error(tmp_path: Path, splits: Table) -> None:
+    (tmp_path / "val.jsonl").write_text('{"id": "a", "text": "t", "image": "gone.png", "label": "positive"}\n')
+    data = MultimodalDataModule(splits, on_bad_row="skip")
+    with pytest.raises(InputError, match=r"val: no post of Table is left \(1 wrong rows were left out: image 1\)"):
+        data.posts("val")
+
+
+def test_a_second_epoch_tokenises_nothing(
+    tmp_path: Path, splits: Table, encoder: RowEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    plain_ids = RowEncoder.plain_ids
+
+    def counted(self: RowEncoder, text: str) -> list[int]:
+        asked.append(text)
+        return plain_ids(self, text)
+
+    monkeypatch.setattr(RowEncoder, "plain_ids", counted)
+    files = [rationales(tmp_path / "r.jsonl", ["train1", "train2"])]
+    data = attached(MultimodalDataModule(splits, files), encoder, "reasoning", "classification")
+    loader = data.train_dataloader()
+    seen = []
+    for epoch in (0, 1):
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        seen.append(sum(len(batch.post_ids) for batch in loader))
+        assert asked if epoch == 0 else not asked
+        asked.clear()
+    assert seen == [6, 6]
+
+
+def test_a_picture_that_breaks_off_is_named_by_the_row_that_has_it(
+    tmp_path: Path, splits: Table, encoder: RowEncoder
+) -> None:
+    Image.effect_noise((40, 30), 50).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:600])
+    lines = (tmp_path / "train.jsonl").read_text().splitlines()
+    lines[3] = lines[3].replace("a.png", "cut.png")
+    (tmp_path / "train.jsonl").write_text("\n" + "\n".join(lines))
+    data = attached(MultimodalDataModule(splits), encoder, "classification")
+    expected = rf"^{tmp_path}/train\.jsonl, line 5, field 'image' \(post 'train3'\): {tmp_path}/cut\.png: the picture"
+    with pytest.raises(InputError, match=expected):
+        list(data.train_dataloader())

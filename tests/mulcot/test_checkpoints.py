@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from mulcot.checkpoints import DurableCheckpointIO
+from mulcot.checkpoints import DurableCheckpointIO, read_checkpoint
 from mulcot.types import InputError, MissingInputError
 
 
@@ -119,6 +119,26 @@ def test_a_torn_file_is_named(plugin: DurableCheckpointIO, tmp_path: Path) -> No
             plugin.load_checkpoint(path)
 
 
+@pytest.mark.parametrize("mmap", [False, True])
+def test_a_checkpoint_is_read_without_the_plugin_and_with_its_checks(
+    plugin: DurableCheckpointIO, tmp_path: Path, mmap: bool
+) -> None:
+    path, mark = tmp_path / "last.ckpt", tmp_path / "ran"
+    plugin.save_checkpoint(state(2), path)
+    assert torch.equal(read_checkpoint(path, mmap=mmap)["state_dict"]["w"], torch.full((1000,), 2.0))
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 97):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r"last\.ckpt: the checkpoint is damaged"):
+            read_checkpoint(path, mmap=mmap)
+    torch.save({"state_dict": Bomb(mark)}, path)
+    with pytest.raises(InputError, match=r"last\.ckpt: refused"):
+        read_checkpoint(path, mmap=mmap)
+    assert not mark.exists()
+    with pytest.raises(MissingInputError, match=r"none\.ckpt"):
+        read_checkpoint(tmp_path / "none.ckpt", mmap=mmap)
+
+
 def test_what_is_no_checkpoint_is_named(plugin: DurableCheckpointIO, tmp_path: Path) -> None:
     torch.save(torch.zeros(3), tmp_path / "tensor.pt")
     with pytest.raises(InputError, match=r"tensor\.pt: not a checkpoint but a Tensor"):
@@ -146,7 +166,7 @@ KILLS = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from mulcot.checkpoints import DurableCheckpointIO
+from mulcot.checkpoints import DurableCheckpointIO, read_checkpoint
 torch.set_num_threads(1)
 path, kills = Path(sys.argv[1]), int(sys.argv[2])
 plugin, generator, step = DurableCheckpointIO(), random.Random(0), 0

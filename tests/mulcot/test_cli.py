@@ -29,7 +29,7 @@ class Parsed(MulcotCLI):
 
 
 def parse(*args: str) -> dict:
-    cli = Parsed(args)
+    cli = Parsed(args, Path())
     return yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))[args[0]]
 
 
@@ -173,6 +173,25 @@ def test_an_unknown_class_is_named_with_the_nearest(capsys: pytest.CaptureFixtur
     assert "did you mean StudentStage" in line
 
 
+@pytest.mark.parametrize(
+    ("text", "name", "lacks"),
+    [
+        ("data: {init_args: {posts: {class_path: Mvsa}}}\n", "Mvsa", "folder"),
+        ("data: {init_args: {posts: {class_path: Table}}}\n", "Table", "files and image_root"),
+        ("data: {init_args: {posts: {class_path: GroupedSplit, init_args: {train: 3, val: 1, reader: {class_path: Mvsa}"
+         "}}}}\n", "Mvsa", "folder"),
+    ],
+)  # fmt: skip
+def test_what_a_class_lacks_is_named_with_file_and_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, name: str, lacks: str
+) -> None:
+    overlay = tmp_path / "mine.yaml"
+    overlay.write_text("# mine\n" + text)
+    code, line = error_of(capsys, "fit", "--config", "student.yaml", "--config", overlay)
+    assert code == 1
+    assert line == f"mulcot: error: {overlay} line 2: {name} needs {lacks}; add it to its init_args"
+
+
 def test_a_missing_run_names_path_and_remedy(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, line = error_of(capsys, "fit", "--config", "student.yaml", "--run_dir", tmp_path / "none", *QUIET)
     assert code == 2
@@ -258,20 +277,25 @@ def test_a_bad_row_is_named_with_file_row_field_and_remedy(
     assert remedy in line
 
 
-def test_a_broken_picture_is_named_in_one_line_from_a_worker_process_too(
-    capsys: pytest.CaptureFixture[str], chain: Path, tmp_path: Path
+@pytest.mark.parametrize("is_picture", [False, True])
+def test_a_broken_picture_is_named_in_one_line_with_its_row_from_a_worker_process_too(
+    capsys: pytest.CaptureFixture[str], chain: Path, tmp_path: Path, is_picture: bool
 ) -> None:
+    """What is no picture is found before the first step, one that breaks off when it is decoded."""
     folder = edited_posts(chain, tmp_path / "posts", image="broken.png")
     images = tmp_path / "images"
     shutil.copytree(chain / "posts" / "posts" / "images", images)
-    (images / "broken.png").write_text("this is no picture")
+    content = next(images.iterdir()).read_bytes()
+    (images / "broken.png").write_bytes(content[:-200] if is_picture else b"this is no picture")
     code, line = error_of(
         *(capsys, "fit", "--config", "student.yaml", "--run_dir", chain, "--stage", "broken_picture"),
         *("--data.init_args.posts.init_args.files", files_of(folder), "--data.init_args.num_workers", 1, *QUIET),
         *("--data.init_args.posts.init_args.image_root", images),
     )
     assert code == 1
-    assert line.startswith(f"mulcot: error: {images / 'broken.png'}")
+    post_id = json.loads((folder / "train.jsonl").read_text().splitlines()[2])["id"]
+    place = f"{folder / 'train.jsonl'}, line 3, field 'image' (post '{post_id}')"
+    assert line.startswith(f"mulcot: error: {place}: {images / 'broken.png'}: ")
 
 
 def test_a_micro_batch_over_the_limit_names_the_accumulation_that_fits(

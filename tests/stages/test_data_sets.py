@@ -121,10 +121,18 @@ def test_the_report_says_what_was_left_out(
 def test_a_conversion_gives_the_same_training_as_its_source(
     embedded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Losses of every step and answers to every post: from the table, converted, and converted with tokens."""
+    """Losses of every step and answers to every post: from the table, converted, and converted with tokens.
+
+    Pictures of 1 to 4 tokens: an order or a budget that counts them in one form and not in another would show.
+    """
     folder = embedded / "posts" / "posts"
+    images = tmp_path / "images"
+    images.mkdir()
+    for number, path in enumerate(sorted((folder / "images").iterdir())):
+        Image.open(path).resize(((56, 56), (28, 28), (84, 28), (28, 56))[number % 4]).save(images / path.name)
     files = {split: str(folder / f"{split}.jsonl") for split in ("train", "val", "test")}
-    source = {"class_path": "Table", "init_args": {"files": files, "image_root": str(folder / "images")}}
+    source = {"class_path": "Table", "init_args": {"files": files, "image_root": str(images)}}
+    options = ["--data.init_args.length_pool", 4, "--data.init_args.eval_max_tokens", 2000]
     given = ["--posts", json.dumps(source)]
     model = ["--model", str(embedded / "models" / "student")]
     assert main(["data", "convert", *given, "--out", str(tmp_path / "plain")]) == 0
@@ -135,8 +143,8 @@ def test_a_conversion_gives_the_same_training_as_its_source(
         posts = (
             source if name == "source" else {"class_path": "Converted", "init_args": {"folder": f"{tmp_path}/{name}"}}
         )
-        assert fit(embedded, tmp_path / "stages" / name, posts) == 0
-        made[name] = (tmp_path / "stages" / name / "predictions-test.jsonl").read_text()
+        assert fit(embedded, tmp_path / "stages" / name, posts, *options) == 0
+        made[name] = (tmp_path / "stages" / name / "predictions.jsonl").read_text()
     assert made["plain"] == made["tokens"] == made["inside"] == made["source"]
     capsys.readouterr()
 
@@ -156,7 +164,7 @@ def test_any_number_of_labels(embedded: Path, tmp_path: Path, count: int) -> Non
     posts = {"class_path": "Table", "init_args": {"files": files, "image_root": str(tmp_path), "labels": labels}}
     options = ["--model.init_args.labels", json.dumps(labels), "--data.init_args.eval_max_tokens", 4000]
     assert fit(embedded, tmp_path / "stage", posts, *options) == 0
-    answers = [json.loads(line) for line in (tmp_path / "stage" / "predictions-test.jsonl").read_text().splitlines()]
+    answers = [json.loads(line) for line in (tmp_path / "stage" / "predictions.jsonl").read_text().splitlines()]
     assert [answer["post_id"] for answer in answers] == [f"test{n}" for n in range(count)], "in the split's order"
     for answer in answers:
         assert list(answer["probabilities"]) == labels

@@ -15,7 +15,7 @@ from PIL import Image
 from data_modules.near_copies import normalised_words
 from data_modules.readers import GroupedSplit, HuggingFace, ImageFolder, Reader, SingleFileReader, TwitterJson
 from data_modules.readers.base import Entries
-from data_modules.readers.row_log import Row, RowLog
+from data_modules.readers.row_log import Row, RowLog, shown
 from mulcot.types import SPLITS, InputError, Post, Split
 
 
@@ -343,6 +343,32 @@ def test_the_error_names_sizes_that_do_work(tmp_path: Path) -> None:
     assert [len(GroupedSplit(posts, 8, 4, 0).read(name)) for name in SPLITS] == [8, 4, 0]
 
 
+def test_shares_take_the_nearest_sizes_that_whole_groups_allow(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    posts = Posts(tmp_path, [2] * 20)
+    split = GroupedSplit(posts, train=0.82, val=0.09)  # 33, 4 and 3 posts
+    with caplog.at_level(logging.INFO, "data_modules.readers.grouped_split"):
+        sizes = [len(split.read(name)) for name in SPLITS]
+    assert sizes in ([34, 4, 2], [32, 4, 4])
+    assert split.splits() == SPLITS
+    check_sides(posts.posts, split, 0.8)
+    taken = ", ".join(f"{name}: {size}" for name, size in zip(SPLITS, sizes, strict=True))
+    assert caplog.messages[1] == (
+        "train: 33, val: 4, test: 3 would part posts with one picture or nearly one text (the largest group has 2); "
+        f"the nearest sizes are {taken}, which are taken"
+    )
+    with pytest.raises(InputError, match="would part posts with one picture"):
+        GroupedSplit(posts, train=33, val=4).read("train")
+
+
+def test_shares_leave_no_split_without_posts(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"^GroupedSplit: train: 8, val: 1, test: 1 would part .*train: 10, val: 0, te"
+    ):
+        GroupedSplit(Posts(tmp_path, [5, 5]), train=0.8, val=0.1).read("train")
+
+
 def test_labels_keep_their_shares(tmp_path: Path) -> None:
     labels = ["positive"] * 30 + ["neutral"] * 60 + ["negative"] * 10
     split = GroupedSplit(Posts(tmp_path, [1] * 100, labels), train=60, val=20, test=20)
@@ -421,7 +447,7 @@ def test_pictures_are_needed_to_compare_them(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         GroupedSplit(posts, 2, 1).read("train")
     assert str(caught.value) == (
-        f"posts, row 2, field 'image': the picture '{missing.image}' of post '{missing.id}' cannot be read "
+        f"posts, row 2, field 'image': the picture {shown(str(missing.image))} of post '{missing.id}' cannot be read "
         "(No such file or directory); put it there: a split compares all pictures"
     )
     log = RowLog(on_bad_row="skip")

@@ -201,7 +201,7 @@ def test_columns_and_labels_of_other_names(tmp_path: Path) -> None:
         (2, {"0": "negative"}, "'2' is not in label_names; use one of '0' (negative), or name it in `label_names`"),
         (1.0, {"1": "negative"}, "1.0 is a decimal number; write 1"),
         (True, {"1": "negative"}, "True is no text"),
-        ("Neutral", None, "'Neutral' has capitals or blanks; write 'neutral'"),
+        ("Neutral", None, "'Neutral' differs from a label in capitals or blanks; write 'neutral'"),
         ("angry", None, "unknown label 'angry'"),
         ("angry", {"POS": "positive"}, "'angry' is not in label_names"),
         ("", {"POS": "positive"}, "it is empty"),

@@ -243,3 +243,19 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
 def test_an_empty_table(folder: Path) -> None:
     (folder / "train" / "metadata.csv").write_text("file_name,text\n")
     assert refusal(ImageFolder(folder)) == "FOLDER/train/metadata.csv: it holds no posts; give a file with at least one"
+
+
+def test_in_one_table_an_id_is_taken_by_a_row_that_is_kept(folder: Path) -> None:
+    rows = [
+        row("gone.png", id="1", split="train"),
+        row(id="1", split="val"),
+        row(id="1", split="train"),
+        row(id="2", split="train"),
+    ]
+    save(folder / "metadata.jsonl", rows)
+    found = {}
+    for split in ("train", "val"):
+        log = RowLog("skip")
+        posts = ImageFolder(folder).read(split, log)
+        found[split] = ([post.id for post in posts], [(error.row.number, error.field) for error in log.bad])
+    assert found == {"train": (["2"], [(1, "file_name"), (3, "id")]), "val": (["1"], [])}

@@ -8,10 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from jsonargparse import ArgumentParser, set_parsing_settings
+from PIL import Image
 
 from data_modules.readers import Reader, Table
 from data_modules.readers.row_log import RowLog
-from mulcot.types import InputError, Post
+from mulcot.generation import parse_rationale
+from mulcot.prompts import get_prompt
+from mulcot.types import InputError, Post, Rationale
 
 GOOD = {"id": "1", "text": "Hail in May", "image": "a.png"}
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -235,8 +238,8 @@ def test_spellings_stand_for_labels_and_empty_ones_are_not_known(folder: Path) -
 @pytest.mark.parametrize(
     ("label", "names", "message"),
     [
-        ("Positive", None, "'Positive' has capitals or blanks; write 'positive'"),
-        (" positive", None, "' positive' has capitals or blanks; write 'positive'"),
+        ("Positive", None, "'Positive' differs from a label in capitals or blanks; write 'positive'"),
+        (" positive", None, "' positive' differs from a label in capitals or blanks; write 'positive'"),
         ("angry", None, "unknown label 'angry'; use one of 'positive', 'neutral', 'negative'"),
         (1, None, "1 is a number; say what such codes stand for (label_names: {'1': positive, ...})"),
         (1.0, None, "1.0 is a decimal number; write 1"),
@@ -257,6 +260,20 @@ def test_a_label_that_is_none(folder: Path, suffix: str, label: Any, names: Any,
     path = save(folder / f"t{suffix}", [{**GOOD, "label": label}])
     place = ", line 1" if suffix == ".jsonl" else ", row 1"
     assert refusal(path, label_names=names).startswith(f"{place}, field 'label': {message}")
+
+
+def test_labels_are_spelt_as_the_user_has_them(folder: Path) -> None:
+    labels = ["Positive", "Very negative", "n/a"]
+    path = save(folder / "t.jsonl", [{**GOOD, "id": label, "label": label} for label in labels])
+    posts = read(path, labels=labels)
+    assert [post.label for post in posts] == labels
+    for label in labels:
+        assert parse_rationale(Rationale("a", "b", "c", "d", label.upper()).to_json(), labels).prediction == label
+        assert label in get_prompt("msc", "teacher_explain").render(posts[0], labels, label=label).text
+    for spelt in ("very negative", "Very  negative", "VeryNegative", " Very negative"):
+        message = refusal(save(folder / "t.jsonl", [{**GOOD, "label": spelt}]), labels=labels)
+        problem = "differs from a label in capitals or blanks; write 'Very negative'"
+        assert message == f", line 1, field 'label': {spelt!r} {problem}"
 
 
 def test_digits_may_be_labels_themselves(folder: Path) -> None:
@@ -380,7 +397,7 @@ def test_a_header_of_one_cell_has_another_delimiter(folder: Path) -> None:
     path = raw(folder, "t.csv", "id;text;image\n1;x;a.png\n")
     wanted = """, line 1: the header 'id;text;image' is one cell; name what parts the cells, such as delimiter: ";\""""
     assert refusal(path) == wanted
-    path = raw(folder, "t.csv", "x" * 200_000)
+    path = raw(folder, "t.csv", "x" * 20_000_000)
     assert refusal(path).startswith(", line 1: no valid CSV (field larger than field limit")
 
 
@@ -479,6 +496,91 @@ def test_a_file_that_cannot_be_read(folder: Path) -> None:
         assert refusal(folder / f"gone{suffix}").startswith(": there is no such file; check the path")
         (folder / f"folder{suffix}").mkdir()
         assert refusal(folder / f"folder{suffix}").startswith(": it cannot be read (Is a directory)")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv"])
+@pytest.mark.parametrize("wrong", [0, 7, 150])
+def test_a_byte_of_another_encoding_is_wrong_in_its_row_alone(folder: Path, suffix: str, wrong: int) -> None:
+    rows = [{**GOOD, "id": f"p{at}", "text": "Hail \u00e9"} for at in range(200)]
+    path = save(folder / f"t{suffix}", rows)
+    content = path.read_bytes().split(f"p{wrong}".encode(), 1)
+    path.write_bytes(content[0] + f"p{wrong}".encode() + content[1].replace("\u00e9".encode(), b"\xe9", 1))
+    log = RowLog("skip")
+    assert [post.id for post in one(path).read("val", log)] == [f"p{at}" for at in range(200) if at != wrong]
+    (error,) = log.bad
+    line = wrong + (1 if suffix == ".jsonl" else 2)
+    assert str(error).startswith(f"{path}, line {line}: byte ")
+    assert refusal(path) == str(error).removeprefix(str(path))
+
+
+def test_a_byte_of_another_encoding_in_gb18030(folder: Path) -> None:
+    lines = ["\u4f60\u597d".encode("gb18030") for _ in range(5)]
+    lines[2] = b"\xff" + lines[2]
+    content = b"id,text,image\n" + b"".join(b'%d,"%s",a.png\n' % (at, line) for at, line in enumerate(lines))
+    log = RowLog("skip")
+    source = one(raw(folder, "t.csv", content), encoding="gb18030")
+    assert [post.id for post in source.read("val", log)] == ["0", "1", "3", "4"]
+    assert [(error.row.number, error.problem) for error in log.bad] == [(4, "byte 4 is not GB18030")]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_a_key_stands_once(folder: Path, suffix: str) -> None:
+    written = [json.dumps({**GOOD, "id": str(at), "more": {"a": 1}}) for at in range(4)]
+    written[1] = written[1].replace('{"id"', '{"label": "positive", "label": "negative", "id"', 1)
+    written[2] = written[2].replace('{"a"', '{"a": 2, "a"')  # in a column that is not looked at
+    content = "\n".join(written) if suffix == ".jsonl" else f"[{','.join(written)}]"
+    log = RowLog("skip")
+    path = raw(folder, f"t{suffix}", content)
+    assert [post.id for post in one(path).read("val", log)] == ["0", "2", "3"]
+    assert [error.problem for error in log.bad] == ["the key 'label' stands twice"]
+    place = "line" if suffix == ".jsonl" else "row"
+    assert refusal(path) == f", {place} 2: the key 'label' stands twice; write every key once"
+
+
+# Ids of rows that are left out.
+
+
+@pytest.fixture
+def pictures(folder: Path) -> Path:
+    Image.new("RGB", (4, 4)).save(folder / "a.png")
+    (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:40])
+    return folder
+
+
+def read_skipping(source: Table, split: Any, decode: bool) -> tuple[list[str], list[tuple[int, str | None]]]:
+    log = RowLog("skip", decode)
+    texts = [post.text for post in source.read(split, log)]
+    return texts, [(error.row.number, error.field) for error in log.bad]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+@pytest.mark.parametrize(("image", "decode"), [("gone.png", False), ("gone.png", True), ("broken.png", True)])
+@pytest.mark.parametrize("between", [0, 300])
+def test_an_id_is_taken_by_a_row_that_is_kept(
+    pictures: Path, suffix: str, image: str, decode: bool, between: int
+) -> None:
+    others = [{**GOOD, "id": f"p{at}", "text": f"p{at}"} for at in range(between)]
+    mine = [{**GOOD, "text": text} for text in ("first", "second", "third", "fourth")]
+    for row in mine[:2]:
+        row["image"] = image
+    source = one(save(pictures / f"t{suffix}", [*mine[:2], *others, *mine[2:]]))
+    texts, bad = read_skipping(source, "val", decode)
+    assert texts == [*(row["text"] for row in others), "third"]
+    assert sorted(bad) == [(1, "image"), (2, "image"), (between + 4, "id")]
+
+
+@pytest.mark.parametrize(("image", "decode"), [("gone.png", False), ("gone.png", True), ("broken.png", True)])
+def test_an_id_of_another_split_is_taken_by_a_row_that_is_kept(pictures: Path, image: str, decode: bool) -> None:
+    other = {**GOOD, "id": "2"}
+    source = lines_of(pictures, train=[{**GOOD, "image": image}, other], val=[GOOD, other], test=[GOOD, other])
+    assert read_skipping(source, "train", decode) == (["Hail in May"], [(1, "image")])
+    assert read_skipping(source, "val", decode) == (["Hail in May"], [(2, "id")])
+    assert read_skipping(source, "test", decode) == ([], [(1, "id"), (2, "id")])
+
+
+def test_of_two_mistakes_the_id_is_named_first(folder: Path) -> None:
+    path = save(folder / "t.jsonl", [GOOD, {**GOOD, "image": "gone.png"}])
+    assert refusal(path).startswith(", line 2, field 'id': the id '1' already stands at")
 
 
 # Splits.

@@ -66,7 +66,7 @@ def test_a_field_that_is_missing_is_named(root: Path, field: str) -> None:
 @pytest.mark.parametrize("label", ["Negative", "NEGATIVE", " negative", "negative\n"])
 def test_another_spelling_of_a_label_is_refused_with_the_right_one(root: Path, label: str) -> None:
     message = refusal(root, {**GOOD, "label": label})
-    assert message.endswith("has capitals or blanks; write 'negative'")
+    assert message.endswith("differs from a label in capitals or blanks; write 'negative'")
 
 
 def test_an_unknown_label_is_refused_with_the_known_ones(root: Path) -> None:
@@ -75,7 +75,20 @@ def test_an_unknown_label_is_refused_with_the_known_ones(root: Path) -> None:
     assert read(root, {**GOOD, "label": "angry"}, labels=["angry", "calm"])[0].label == "angry"
 
 
-@pytest.mark.parametrize("labels", [[], ["one"], ["Good", "bad"], ["good ", "bad"], ["good", "good"], "positive"])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [],
+        ["one"],
+        ["", "bad"],
+        ["good ", "bad"],
+        ["good", "good"],
+        "positive",
+        ["Good", "good"],
+        ["so so", "soso"],
+        ["a\nb", "bad"],
+    ],
+)
 def test_a_label_set_must_be_one(root: Path, labels: Any) -> None:
     reader = TwitterJson(root.parent / "posts.json", root)
     reader.labels = labels

@@ -57,6 +57,16 @@ class TestLaws:
         moved = DIVERGENCES[name](student + shift, TopK.from_logits(assistant - shift, k, temperature), temperature)
         torch.testing.assert_close(moved, plain, atol=1e-11, rtol=1e-11)
 
+    def test_padding_rows_of_the_student_s_head_are_no_ids(self, name: str, k: int, temperature: float) -> None:
+        """Qwen2.5-VL has 151,936 rows at 3B and 152,064 at 7B, for one tokenizer."""
+        view = TopK.from_logits(make_logits(0), k, temperature)
+        logits = make_logits(1).requires_grad_()
+        padded = torch.cat([logits, make_logits(2)], dim=-1)
+        loss = DIVERGENCES[name](padded, view, temperature)
+        plain = DIVERGENCES[name](logits, view, temperature)
+        torch.testing.assert_close(loss, plain, atol=1e-12, rtol=0)
+        torch.testing.assert_close(gradient(loss, logits), gradient(plain, logits), atol=1e-12, rtol=0)
+
     def test_no_tokens_give_a_zero_that_can_be_back_propagated(self, name: str, k: int, temperature: float) -> None:
         logits = make_logits(0, tokens=0).requires_grad_()
         total = DIVERGENCES[name](logits, TopK.from_logits(logits, k, temperature), temperature).sum()

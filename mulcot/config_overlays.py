@@ -1,0 +1,62 @@
+"""How later configuration files and flags change what earlier ones said."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+from jsonargparse import ActionConfigFile
+
+from mulcot.config_files import find_config, read_yaml
+from mulcot.types import InputError
+
+_LOSS_FLAG: Final = re.compile(r"--losses\.[^.]+(?:\.class_path)?")
+"""A flag that names a loss's class, or the whole loss."""
+
+
+class NamedConfigFile(ActionConfigFile):
+    """`--config`: finds bare names among the installed configs, and overlays `losses` entry by entry.
+
+    A later file replaces a named loss whole, `null` removes it, the other losses stay. A source of posts is replaced
+    whole too: the parser would keep those arguments of the earlier one that the new class happens to have.
+    """
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Applies one config file on top of what was parsed before it."""
+        before = dict(cfg.get("losses") or {})
+        path = find_config(str(values))
+        given = read_yaml(path)
+        if _nested(given, "data", "init_args", "posts", "class_path") and cfg.get("data.init_args.posts") is not None:
+            cfg["data.init_args.posts"] = None
+        losses = given.get("losses")
+        losses = losses if isinstance(losses, dict) else {}  # of another form: the parser says what it must be
+        for name, loss in losses.items():
+            if isinstance(loss, dict) and "class_path" not in loss:
+                raise InputError(
+                    f"{path}: losses.{name} has no class_path: a later file replaces a loss whole; to change one "
+                    f"parameter, give --losses.{name}.init_args.PARAMETER=VALUE"
+                )
+        if cfg.get("losses"):
+            cfg["losses"] = {name: None if name in losses else loss for name, loss in before.items()}
+        super().__call__(parser, cfg, str(path), option_string)
+        if "losses" in cfg:
+            cfg["losses"] = {**before, **(cfg.get("losses") or {})}
+
+
+def with_losses_replaced(args: Sequence[str]) -> list[str]:
+    """The arguments, with a loss removed before a flag names its class: it then keeps nothing of the earlier one."""
+    given: list[str] = []
+    for arg in args:
+        name, _, value = arg.partition("=")
+        if _LOSS_FLAG.fullmatch(name) and value != "null":
+            given.append(f"--losses.{name.split('.')[1]}=null")
+        given.append(arg)
+    return given
+
+
+def _nested(values: Any, *keys: str) -> Any:
+    """The value below these keys, None where there is none."""
+    for key in keys:
+        values = values.get(key) if isinstance(values, dict) else None
+    return values

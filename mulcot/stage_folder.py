@@ -1,0 +1,107 @@
+"""The folder of one stage of a run: whose it is, how it is emptied, and what declares its work done."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from mulcot.files import write_atomic
+from mulcot.manifests import MANIFEST_NAME, make_manifest, output_digests, read_manifest, write_manifest
+from mulcot.models import MODEL_FOLDER
+from mulcot.types import InputError
+from stages.base import TEST_PREDICTIONS
+
+KEPT_BY_FRESH: Final = {"log.txt", "command.key"}
+KEPT_STORES: Final = "labels."
+"""How the files of the label store begin. They stay: what a teacher was paid for is never thrown away, and the lock of
+another process is not to be taken from it."""
+KEY: Final = "command.key"
+METRICS: Final = "metrics.json"
+_OUTPUTS: Final = {MODEL_FOLDER, "cache", METRICS}
+"""What later stages read of a stage, beside its JSON Lines."""
+_LATER: Final = {TEST_PREDICTIONS}
+"""What another verb may write after the stage is done."""
+_TRACES: Final = (MANIFEST_NAME, KEY, METRICS, "config-fit.yaml", "config-predict.yaml", "progress.json", "log.txt")
+"""By one of these a folder is known as a stage's."""
+
+
+class StageFolder:
+    """The folder of one stage.
+
+    Args:
+        path: The folder, which need not be there yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the best epoch."""
+        return self.path / "checkpoints" / "best.ckpt"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint of the last epoch, to resume from."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    def refuse_finished(self) -> None:
+        """Raises an InputError when the stage is done."""
+        if read_manifest(self.path) is not None:
+            raise InputError(f"{self.path} is finished: give --fresh to start it anew, or another --stage")
+
+    def begin(self, key: str, fresh: bool) -> None:
+        """Makes the folder, emptied of earlier work where that is asked for, and notes whose work lies in it now.
+
+        Raises:
+            InputError: It was to be emptied, and is no stage's folder.
+        """
+        if fresh:
+            self._empty()
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.path / KEY, key)
+
+    def finish(
+        self,
+        metrics: dict[str, Any],
+        argv: Sequence[str],
+        inputs: dict[str, str],
+        seed: int,
+        started: datetime,
+    ) -> None:
+        """Writes the metrics, then the manifest, whose presence means that the stage is done."""
+        write_atomic(self.path / METRICS, json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+        made = [
+            path
+            for path in self.path.iterdir()
+            if path.name in _OUTPUTS or (path.suffix == ".jsonl" and path.name not in _LATER)
+        ]
+        outputs = output_digests(self.path, sorted(made))
+        write_manifest(self.path, make_manifest(argv, inputs=inputs, outputs=outputs, seed=seed, started=started))
+
+    def _empty(self) -> None:
+        """Removes what a stage made before, the manifest first: half a stage must not look finished."""
+        present = list(self.path.iterdir()) if self.path.is_dir() else []
+        if present and not any((self.path / name).is_file() for name in _TRACES):
+            raise InputError(
+                f"{self.path} holds {min(path.name for path in present)!r} and is no stage's folder, so --fresh does "
+                "not empty it: name another --stage"
+            )
+        (self.path / MANIFEST_NAME).unlink(missing_ok=True)
+        for path in present:
+            if path.name in (*KEPT_BY_FRESH, MANIFEST_NAME) or path.name.startswith(KEPT_STORES):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def check_stage_name(name: str) -> None:
+    """Refuses a stage's name that would lead out of its run, or be the run's folder itself."""
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise InputError(f"--stage {name!r} must be the name of a folder within the run, such as student")
