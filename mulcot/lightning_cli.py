@@ -157,7 +157,7 @@ class MulcotCLI(LightningCLI):
             super().instantiate_classes()
         except (ArgumentError, ValueError, MisconfigurationException) as error:
             if refusals:
-                raise refusals[0] from error
+                raise refusals[0] from None  # the parser's own error spells every argument, a misplaced key too
             if isinstance(error, MisconfigurationException):
                 raise InputError(f"trainer: {_first_line(error)}") from error
             raise InputError(explain_config_error(error, self.argv, self.parser)) from error
