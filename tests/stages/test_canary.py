@@ -51,7 +51,8 @@ def overlay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault_server: Modul
 
 def label(embedded: Path, overlay: Path, stage: str) -> int:
     given = ["--config", "teacher.yaml", "--config", str(overlay), "--run_dir", str(embedded), "--stage", stage]
-    return main(["predict", *given, "--yes", "--debug", "--trainer.enable_progress_bar", "false"])
+    limit = ["--data.init_args.limit", "8"]
+    return main(["predict", *given, *limit, "--yes", "--debug", "--trainer.enable_progress_bar", "false"])
 
 
 def test_the_detector_detects() -> None:
