@@ -19,8 +19,8 @@ $(INSTALLED): pyproject.toml
 
 install: $(INSTALLED) ## makes the environment in .venv and installs mulcot with its tools
 
-demo: $(INSTALLED) ## runs the whole chain on the embedded default and prints its table
-	$(BIN)/mulcot run --config demo.yaml
+demo: $(INSTALLED) ## runs the whole chain on the embedded default (ARGS="--teacher openai --yes": another teacher)
+	$(BIN)/mulcot run --config demo.yaml $(ARGS)
 
 demo-lora: $(INSTALLED) ## after demo: its trained models as frozen bases under LoRA, merged and asked
 	$(BIN)/mulcot run --config demo_lora.yaml

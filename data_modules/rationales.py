@@ -49,7 +49,7 @@ def iterate_rationales(
             )
         for row, line in read_lines(path):
             try:
-                record = _record(row, json_line(row, line))
+                record = read_record(row, json_line(row, line))
                 _check_against_post(row, record, posts, labels)
                 if not other_prompts:
                     _check_prompt(row, record, posts[record.post_id])
@@ -98,7 +98,7 @@ class PostsById(Mapping[str, Post]):
         return len(self.position)
 
 
-def _record(row: Row, values: dict[str, object]) -> RationaleRecord:
+def read_record(row: Row, values: dict[str, object]) -> RationaleRecord:
     """One line as a record, every field of the right kind."""
     known = [field.name for field in fields(RationaleRecord)]
     _refuse_unknown(row, values, known)

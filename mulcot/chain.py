@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mulcot.chain_display import Display
-from mulcot.chain_plan import Chain, Step, nearest, read_chain
+from mulcot.chain_plan import Chain, Labelling, Step, nearest, read_chain
 from mulcot.chain_processes import KEY_NAME, Decision, Runner, Steering
 from mulcot.config_files import find_config
 from mulcot.files import write_atomic
@@ -38,6 +38,8 @@ def run(
     only: str | Sequence[str] | None = None,
     dry_run: bool = False,
     force: bool = False,
+    teacher: str | None = None,
+    yes: bool = False,
 ) -> None:
     """Run a chain of stages; finished stages with unchanged inputs are skipped.
 
@@ -50,13 +52,15 @@ def run(
         only: Run only these steps (names, or one text with commas); one that is finished is still skipped.
         dry_run: Show what would run and why, and run nothing.
         force: Run every (selected) step anew.
+        teacher: Another teacher for the steps of `teacher.yaml`: `openai`, `local`, or an overlay of your own.
+        yes: Send requests that cost money without asking.
 
     Raises:
         InputError: The chain file or an option is wrong.
         MissingInputError: A step that is needed and not selected has not finished.
         SystemExit: A step failed (its exit code) or the run was interrupted (130, 143).
     """
-    code = _run(config, run_dir, data_root, jobs, from_, only, dry_run, force)
+    code = _run(config, run_dir, data_root, jobs, from_, only, dry_run, force, Labelling(teacher, yes))
     if code:
         raise SystemExit(code)
 
@@ -84,6 +88,7 @@ def main_run(argv: list[str]) -> int:
         options.only,
         options.dry_run,
         options.force,
+        Labelling(options.teacher, options.yes),
     )
 
 
@@ -101,6 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", metavar="STEP[,STEP...]", help="run only these steps; a finished one is skipped")
     parser.add_argument("--dry-run", action="store_true", help="show what would run and why, and run nothing")
     parser.add_argument("--force", action="store_true", help="run every selected step anew")
+    parser.add_argument("--teacher", help="another teacher: openai, local, or an overlay of your own (mine.yaml)")
+    parser.add_argument("--yes", action="store_true", help="send requests that cost money without asking")
     return parser
 
 
@@ -113,10 +120,11 @@ def _run(
     only: str | Sequence[str] | None,
     dry_run: bool,
     force: bool,
+    labelling: Labelling,
 ) -> int:
     if jobs is not None and jobs < 1:
         raise InputError(f"--jobs: must be 1 or more, not {jobs}")
-    chain = read_chain(find_config(str(config)), run_dir, data_root, jobs)
+    chain = read_chain(find_config(str(config)), run_dir, data_root, jobs, labelling)
     plan = _plan(chain, from_, only, force)
     console = Console()
     if dry_run:

@@ -17,6 +17,8 @@ from mulcot.types import InputError
 
 LIGHTNING_VERBS: Final = ("fit", "validate", "test", "predict")
 DATA_VERBS: Final = ("data convert", "data split")
+TEACHER_CONFIG: Final = "teacher.yaml"
+"""By this configuration a step is known that asks a teacher."""
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _INTERPOLATION: Final = re.compile(r"\$\{([^}]*)\}")
 
@@ -108,8 +110,29 @@ class Chain:
     """The steps that a name of the file means: one, or one for every seed."""
 
 
+@dataclass(frozen=True, slots=True)
+class Labelling:
+    """What the command line says of the steps that label posts."""
+
+    teacher: str | None = None
+    """An overlay that names another teacher: a configuration, or the name of one in `teachers/` without its suffix."""
+    yes: bool = False
+    """Whether requests that cost money are sent without asking; a step of a chain has nobody to ask."""
+
+    def arguments(self) -> list[str]:
+        """The options that a step of `teacher.yaml` gets."""
+        overlay = self.teacher
+        if overlay is not None and not overlay.endswith((".yaml", ".yml")):
+            overlay = f"teachers/{overlay}.yaml"
+        return [*(["--config", overlay] if overlay else []), *(["--yes"] if self.yes else [])]
+
+
 def read_chain(
-    file: Path, run_dir: Path | None = None, data_root: Path | None = None, jobs: int | None = None
+    file: Path,
+    run_dir: Path | None = None,
+    data_root: Path | None = None,
+    jobs: int | None = None,
+    labelling: Labelling | None = None,
 ) -> Chain:
     """Read a chain file.
 
@@ -118,6 +141,7 @@ def read_chain(
         run_dir: Used instead of the file's `run_dir`.
         data_root: Used instead of the file's `data_root`.
         jobs: Used instead of the file's `jobs`.
+        labelling: What the steps of `teacher.yaml` get beside what the file says.
 
     Raises:
         InputError: Something in it is wrong; the message names the file, the key and what would be right.
@@ -130,10 +154,14 @@ def read_chain(
     for name, settings in values["steps"].items():
         _check_step(file, name, settings)
         expanded = _expand(file, values, home, root, name, settings)
+        if labelling is not None and settings.get("config") == TEACHER_CONFIG:
+            expanded = [replace(step, arguments=(*step.arguments, *labelling.arguments())) for step in expanded]
         if taken := next((step.name for step in expanded if step.name in steps), None):
             raise InputError(f"{file}: steps.{name}: there is a step {taken} already; name one of them differently")
         steps |= {step.name: step for step in expanded}
         groups[name] = tuple(step.name for step in expanded)
+    if labelling is not None and labelling.teacher is not None and not _labels(values["steps"]):
+        raise InputError(f"--teacher: no step of {file} has `config: {TEACHER_CONFIG}`, so none asks a teacher")
     threads = values.get("threads")
     width = jobs or values.get("jobs", 1)
     return Chain(
@@ -152,6 +180,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = list(dict.fromkeys(known))
     near = difflib.get_close_matches(name, names, n=1)
     return f"did you mean `{near[0]}`?" if near else f"known are {', '.join(names)}"
+
+
+def _labels(steps: Mapping[str, Any]) -> bool:
+    """Whether any step asks a teacher."""
+    return any(settings.get("config") == TEACHER_CONFIG for settings in steps.values())
 
 
 def _check_keys(where: str, values: dict[Any, Any], known: Mapping[str, str], required: tuple[str, ...]) -> None:

@@ -16,8 +16,8 @@ from mulcot.files import write_atomic
 
 LOG_NAME: Final = "log.txt"
 KEY_NAME: Final = "command.key"
-PATIENCE_SECONDS: Final = 30.0
-"""How long an interrupted step may take to end by itself."""
+PATIENCE_SECONDS: Final = 45.0
+"""How long an interrupted step may take to end by itself: a teacher waits 30 s for replies that are paid for."""
 NICENESS: Final = 10
 _POLL_SECONDS: Final = 0.05
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -1,4 +1,4 @@
-"""`mulcot data check|convert|split`: any source of posts, looked at and brought into the common format."""
+"""`mulcot data check|convert|split|rationales`: any source of posts, looked at and brought into the common format."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from mulcot.config_errors import check_unicode, explain_config_error
 from mulcot.config_files import find_config
 from mulcot.files import write_atomic
 from mulcot.manifests import CHAIN_FILES, MANIFEST_NAME, input_digests, make_manifest, output_digests, write_manifest
+from mulcot.rationale_commands import main_rationales
 from mulcot.types import DEFAULT_LABELS, InputError, MissingInputError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ COMMANDS: Final = {
     "check": "reads everything and says what is in it and what is wrong with it",
     "convert": "writes the common format: Parquet, and Arrow files that a stage maps into memory",
     "split": "as convert, and deals the posts to train, val and test",
+    "rationales": "says what a label store holds; exports, imports and merges",
 }
 BAD_ROWS: Final = "bad_rows.jsonl"
 """The wrong rows that a conversion left out, beside the data set."""
@@ -72,10 +74,11 @@ def main_data(argv: Sequence[str]) -> int:
     """`mulcot data`."""
     if not argv or argv[0] not in COMMANDS:
         asked = bool(argv) and argv[0] in ("-h", "--help")
-        lines = [f"  mulcot data {name:8} {summary}" for name, summary in COMMANDS.items()]
+        lines = [f"  mulcot data {name:10} {summary}" for name, summary in COMMANDS.items()]
         print("usage:\n" + "\n".join(lines) + "\n(each takes --help)", file=sys.stdout if asked else sys.stderr)
         return 0 if asked else MissingInputError.exit_code
-    return {"check": main_check, "convert": main_convert, "split": main_split}[argv[0]](argv[1:])
+    verbs = {"check": main_check, "convert": main_convert, "split": main_split, "rationales": main_rationales}
+    return verbs[argv[0]](argv[1:])
 
 
 def main_check(argv: Sequence[str]) -> int:

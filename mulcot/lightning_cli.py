@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final, TypeVar, cast
 
 import jsonargparse
-from jsonargparse import ArgumentError
+from jsonargparse import ActionYesNo, ArgumentError
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -115,6 +115,7 @@ class MulcotCLI(LightningCLI):
         parser.add_argument("--stage_dir", type=Path, help="Where the stage keeps what it makes.")
         parser.add_argument("--data_root", type=str, default=".", help="Where the data set lies, for configs to use.")
         parser.add_argument("--fresh", action="store_true", help="Starts anew, removing what the stage made before.")
+        parser.add_argument("--yes", action=ActionYesNo, nargs="?", help="Sends requests that cost money unasked.")
         parser.add_argument("--test_after_fit", type=bool, default=True, help="Evaluates the best epoch after fit.")
         parser.add_argument(
             "--losses", type=dict[str, DistillationLoss | None], default={}, help="The loss terms by name."
@@ -156,7 +157,7 @@ class MulcotCLI(LightningCLI):
             super().instantiate_classes()
         except (ArgumentError, ValueError, MisconfigurationException) as error:
             if refusals:
-                raise refusals[0] from error
+                raise refusals[0] from None  # the parser's own error spells every argument, a misplaced key too
             if isinstance(error, MisconfigurationException):
                 raise InputError(f"trainer: {_first_line(error)}") from error
             raise InputError(explain_config_error(error, self.argv, self.parser)) from error
@@ -251,6 +252,8 @@ class MulcotCLI(LightningCLI):
                 "augment.yaml (samples rationales) or soft_labels.yaml (caches soft labels); a student is asked by "
                 "`mulcot infer` and `mulcot test`"
             )
+        if isinstance(self.model, TeacherStage):
+            self.model.yes = bool(self._get(self.config, "yes"))
         self._begin()
 
     def after_predict(self) -> None:

@@ -15,8 +15,10 @@ from mulcot.models import MODEL_FOLDER
 from mulcot.types import InputError
 from stages.base import TEST_PREDICTIONS
 
-KEPT_BY_FRESH: Final = {"log.txt", "command.key", "labels.sqlite", "labels.sqlite-wal", "labels.sqlite-shm"}
-"""The label store stays: what a teacher was paid for is never thrown away."""
+KEPT_BY_FRESH: Final = {"log.txt", "command.key"}
+KEPT_STORES: Final = "labels."
+"""How the files of the label store begin. They stay: what a teacher was paid for is never thrown away, and the lock of
+another process is not to be taken from it."""
 KEY: Final = "command.key"
 METRICS: Final = "metrics.json"
 _OUTPUTS: Final = {MODEL_FOLDER, "cache", METRICS}
@@ -91,7 +93,7 @@ class StageFolder:
             )
         (self.path / MANIFEST_NAME).unlink(missing_ok=True)
         for path in present:
-            if path.name in KEPT_BY_FRESH or path.name == MANIFEST_NAME:
+            if path.name in (*KEPT_BY_FRESH, MANIFEST_NAME) or path.name.startswith(KEPT_STORES):
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

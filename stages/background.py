@@ -53,7 +53,11 @@ class BackgroundLoop:
             self._take_slot()
 
     def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Cancels what is still under way, runs `last()` and ends the thread."""
+        """Cancels what is still under way, runs `last()` and ends the thread.
+
+        Raises:
+            BaseException: What `last()` raises.
+        """
         for future in list(self._under_way):
             future.cancel()
         try:

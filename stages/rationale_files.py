@@ -1,69 +1,111 @@
-"""The files of the teacher stage: a pure function of how the dialogues ended and of the order of the posts."""
+"""The rationale files and the metrics of the teacher stage: exports of the label store, in the order of the posts."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from mulcot.files import write_atomic
-from stages.dialogue import Outcome
+from mulcot.teachers.settled import Conclusion, Settled
+from mulcot.teachers.store import LabelStore
+from mulcot.teachers.store_summary import SplitCounts, split_counts
+from mulcot.types import Post, RationaleRecord
+from stages.outcomes import Outcome
 
 
-def write_rationale_files(folder: Path, splits: Mapping[str, Sequence[Outcome]]) -> None:
-    """Writes `rationales-<split>.jsonl`, `rejects-<split>.jsonl` for every split, and `metrics.json` over all.
+def settled_row(outcome: Outcome, split: str, position: int, model: str) -> Settled:
+    """What the store keeps of a dialogue beside its replies."""
+    record = outcome.record
+    return Settled(
+        split=split,
+        position=position,
+        sample=outcome.sample,
+        post_id=outcome.post.id,
+        gold=outcome.post.label,
+        first_prediction=outcome.first_prediction,
+        source=None if record is None else record.source,
+        failure=outcome.failure,
+        reason=outcome.reason,
+        model=model,
+        prompt_hash=outcome.prompt_hash,
+        asks=tuple((ask.key, ask.attempt, ask.is_new) for ask in outcome.asks),
+        imported=record.to_json() if record is not None and outcome.is_imported else None,
+    )
+
+
+def replayed_row(found: Conclusion, post: Post, split: str, position: int) -> Settled:
+    """The same of a dialogue that an earlier run led."""
+    return Settled(
+        split=split,
+        position=position,
+        sample=0,
+        post_id=post.id,
+        gold=post.label,
+        first_prediction=found.first_prediction,
+        source=found.source,
+        failure=None,
+        reason="",
+        model=found.model,
+        prompt_hash=found.prompt_hash,
+        asks=tuple((key, attempt, False) for key, attempt in found.asks),
+    )
+
+
+def write_rationale_files(folder: Path, store: LabelStore, splits: Sequence[str]) -> None:
+    """Writes `rationales-<split>.jsonl` and `rejects-<split>.jsonl` for every split, from the store alone.
 
     A line of the rejects holds `post_id`, `failure` (the kind), `reason` (in words) and `reply` (the last one, as it
     was written). Each file is replaced as a whole or not at all.
     """
-    for split, outcomes in splits.items():
-        accepted = [outcome.record.to_json() for outcome in outcomes if outcome.record is not None]
-        rejected = [_reject(outcome) for outcome in outcomes if outcome.record is None]
-        write_atomic(folder / f"rationales-{split}.jsonl", _lines(accepted))
-        write_atomic(folder / f"rejects-{split}.jsonl", _lines(rejected))
-    counts = {split: summarise(outcomes) for split, outcomes in splits.items()}
+    accepted: dict[str, list[str]] = {split: [] for split in splits}
+    rejected: dict[str, list[str]] = {split: [] for split in splits}
+    for row in store.settled():
+        if row.split not in accepted:
+            continue
+        if row.failure is None:
+            accepted[row.split].append(row.imported or _record(store, row).to_json())
+        else:
+            rejected[row.split].append(_reject(store, row))
+    for split in splits:
+        write_atomic(folder / f"rationales-{split}.jsonl", _lines(accepted[split]))
+        write_atomic(folder / f"rejects-{split}.jsonl", _lines(rejected[split]))
+
+
+def write_metrics(folder: Path, store: LabelStore, splits: Sequence[str]) -> None:
+    """Writes `metrics.json` over all splits; see `SplitCounts`."""
+    found = split_counts(store)
+    counts = {split: asdict(found.get(split, SplitCounts())) for split in splits}
     metrics = {"kind": "teacher", "title": "teacher", "splits": counts}
     write_atomic(folder / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
 
 
-def summarise(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Counts of one split.
-
-    Returns:
-        `posts`; `accepted_predicted` and `accepted_explained`; `accepted_unlabelled`, how many of the predicted ones
-        rest on the teacher's word alone; `failed`, by kind. `requests` were sent by this run, `replayed` are answers
-        that were already there. `prompt_tokens` and `completion_tokens` are those of all replies that the split rests
-        on, of this run or an earlier one, each reply once. `teacher_accuracy` is the share of right labels among the
-        posts with a gold label for which the teacher gave a valid label by itself; None when there are none.
-    """
-    records = [(outcome.post, outcome.record) for outcome in outcomes if outcome.record is not None]
-    sources = Counter(record.source for _, record in records)
-    asks = [ask for outcome in outcomes for ask in outcome.asks]
-    replies = {(ask.key, ask.attempt): ask for ask in asks}.values()
-    judged = [outcome for outcome in outcomes if outcome.post.label and outcome.first_prediction]
-    right = sum(outcome.first_prediction == outcome.post.label for outcome in judged)
-    return {
-        "posts": len(outcomes),
-        "accepted_predicted": sources["teacher-predicted"],
-        "accepted_explained": sources["teacher-explained"],
-        "accepted_unlabelled": sum(post.label is None for post, _ in records),
-        "failed": dict(sorted(Counter(outcome.failure for outcome in outcomes if outcome.failure).items())),
-        "requests": sum(ask.is_new for ask in asks),
-        "replayed": sum(not ask.is_new for ask in asks),
-        "prompt_tokens": sum(ask.prompt_tokens for ask in replies),
-        "completion_tokens": sum(ask.completion_tokens for ask in replies),
-        "teacher_accuracy": right / len(judged) if judged else None,
-    }
+def _record(store: LabelStore, row: Settled) -> RationaleRecord:
+    key, attempt, _ = row.asks[-1]
+    rationale = store.accepted(key, attempt)
+    if rationale is None or row.source is None:
+        raise LookupError(f"{store.path}: post {row.post_id!r} is settled, but its rationale is missing")
+    tokens = [store.tokens(key, attempt) for key, attempt, _ in row.asks]
+    return RationaleRecord(
+        post_id=row.post_id,
+        rationale=rationale,
+        source=row.source,
+        model=row.model,
+        prompt_hash=row.prompt_hash,
+        attempts=len(row.asks),
+        prompt_tokens=sum(read for read, _ in tokens),
+        completion_tokens=sum(written for _, written in tokens),
+    )
 
 
-def _reject(outcome: Outcome) -> str:
+def _reject(store: LabelStore, row: Settled) -> str:
+    replies = (store.written(key, attempt) for key, attempt, _ in reversed(row.asks))
     values = {
-        "post_id": outcome.post.id,
-        "failure": outcome.failure,
-        "reason": outcome.reason,
-        "reply": outcome.last_reply,
+        "post_id": row.post_id,
+        "failure": row.failure,
+        "reason": row.reason,
+        "reply": next((reply for reply in replies if reply is not None), ""),
     }
     return json.dumps(values, ensure_ascii=False)
 

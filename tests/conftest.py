@@ -7,7 +7,10 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import importlib
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -32,6 +35,17 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the real data is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def fault_server() -> ModuleType:
+    """The module tests/fault_server.py: an endpoint that fails on purpose. Its folder is no package to import from."""
+    folder = str(CHECKOUT / "tests")
+    sys.path.append(folder)
+    try:
+        return importlib.import_module("fault_server")
+    finally:
+        sys.path.remove(folder)
 
 
 @pytest.fixture(scope="session")

@@ -41,10 +41,12 @@ class ProgressFile(Callback):
         """Counts test batches."""
         self._write(trainer, "test", args[3] + 1, int(sum(trainer.num_test_batches)))
 
-    def on_predict_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Counts prediction batches over all data loaders."""
-        before = sum(trainer.num_predict_batches[: args[4]]) if len(args) > 4 else 0
-        self._write(trainer, "predict", int(before) + args[3] + 1, int(sum(trainer.num_predict_batches)))
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Counts prediction batches over all data loaders, unless the stage tells of its progress itself."""
+        if getattr(pl_module, "reports_progress", False):
+            return
+        before = sum(trainer.num_predict_batches[: args[3]]) if len(args) > 3 else 0
+        self._write(trainer, "predict", int(before) + args[2] + 1, int(sum(trainer.num_predict_batches)))
 
     def _write(self, trainer: Trainer, phase: str, done: int, total: int) -> None:
         now = time.monotonic()

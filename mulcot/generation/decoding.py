@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from mulcot.models import base_model
 from mulcot.rows import RowBatch, RowEncoder
@@ -57,6 +57,33 @@ def decode_replies(
     Returns:
         The replies without end of turn, in the prompts' order.
     """
+    written = decode_ids(model, prompts, encoder, max_new_tokens, sampler)
+    return [encoder.decode(ids) for ids in written]
+
+
+@torch.no_grad()
+def decode_ids(
+    model: nn.Module,
+    prompts: RowBatch,
+    encoder: RowEncoder,
+    max_new_tokens: int,
+    sampler: SeededSampler | None = None,
+    give_up: Callable[[], bool] | None = None,
+) -> list[list[int]]:
+    """Writes one reply to every prompt, as token ids.
+
+    Args:
+        model: see `decode_replies`.
+        prompts: see `decode_replies`.
+        encoder: see `decode_replies`.
+        max_new_tokens: see `decode_replies`.
+        sampler: see `decode_replies`.
+        give_up: asked after every token; True ends all replies where they are.
+
+    Returns:
+        What was written, in the prompts' order, up to and with the token that ends it; a reply that was cut off has
+        no such token (`RowEncoder.is_ended`).
+    """
     generator: Any = base_model(model)
     written = generator.generate(
         **prompts.inputs,
@@ -66,6 +93,17 @@ def decode_replies(
         eos_token_id=encoder.end_of_turn[-1],
         pad_token_id=encoder.pad_id,
         logits_processor=LogitsProcessorList([sampler] if sampler else []),
+        stopping_criteria=StoppingCriteriaList([_GiveUp(give_up)] if give_up else []),
     )
     width = prompts.inputs["input_ids"].shape[1]
-    return [encoder.decode(ids) for ids in cast(Tensor, written)[:, width:].tolist()]
+    return [encoder.until_end(ids) for ids in cast(Tensor, written)[:, width:].tolist()]
+
+
+class _GiveUp(StoppingCriteria):
+    """Ends all rows of a batch when it is told to."""
+
+    def __init__(self, wanted: Callable[[], bool]) -> None:
+        self._wanted = wanted
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        return torch.full((len(input_ids),), self._wanted(), device=input_ids.device)

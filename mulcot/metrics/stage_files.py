@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,10 +143,18 @@ class Teacher(_Made):
         """What the stage made, in words."""
         splits = self.splits.values()
         predicted, explained = sum(s.accepted_predicted for s in splits), sum(s.accepted_explained for s in splits)
+        failed = f"; without one: {self.failures()}" if self.failures() else ""
         return (
             f"{predicted + explained:,} rationales for {sum(s.posts for s in splits):,} posts "
-            f"({predicted:,} predicted, {explained:,} explained), {sum(s.requests for s in splits):,} requests"
+            f"({predicted:,} predicted, {explained:,} explained), {sum(s.requests for s in splits):,} requests{failed}"
         )
+
+    def failures(self) -> str:
+        """How many posts have no rationale, by reason, in words; empty when all have one."""
+        counts: Counter[str] = Counter()
+        for split in self.splits.values():
+            counts.update(split.failed)
+        return ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
 
 
 class Augment(_Made):

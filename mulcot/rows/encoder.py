@@ -113,6 +113,16 @@ class RowEncoder:
         response_ids = () if response is None else self.response_ids(response)
         return TextRow(post, task, head, tail, response_ids)
 
+    def question(self, post: Post, prompt: RenderedPrompt) -> TextRow:
+        """Encodes a prompt that is rendered already, a teacher's; its row counts as one of the reasoning task.
+
+        Args:
+            post: whose picture goes with it; the picture is not opened.
+            prompt: the text.
+        """
+        head, tail = self._around(prompt)
+        return TextRow(post, "reasoning", head, tail, ())
+
     def tail(self, post: Post, task: Task) -> tuple[int, ...]:
         """The token ids of a post's prompt behind its picture."""
         return self._prefix(post, task)[1]
@@ -189,8 +199,11 @@ class RowEncoder:
         return self._text_lengths[head] + int(count(image_sizes=[(size[1], size[0])])["num_image_tokens"][0])
 
     def _prefix(self, post: Post, task: Task) -> tuple[str, tuple[int, ...]]:
+        return self._around(get_prompt(post.setting, task).render(post, self.labels))
+
+    def _around(self, prompt: RenderedPrompt) -> tuple[str, tuple[int, ...]]:
         """The first piece of a prefix as text, and the token ids of the rest."""
-        head, *pieces = self._pieces(get_prompt(post.setting, task).render(post, self.labels))
+        head, *pieces = self._pieces(prompt)
         tail: list[int] = []
         for text, is_data in pieces:
             tail.extend(self._data_ids(text) if is_data else self._fixed_ids(text))
@@ -203,12 +216,21 @@ class RowEncoder:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a response up to its end of turn."""
-        ids = list(ids)
-        for end in {self.end_of_turn[-1], self.pad_id}:
-            if end in ids:
-                ids = ids[: ids.index(end)]
+        ids = self.until_end(ids)
+        if self.is_ended(ids):
+            ids.pop()
         text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
+
+    def until_end(self, ids: Sequence[int]) -> list[int]:
+        """A response up to and with the first token that ends it; the whole of one that was cut off."""
+        ends = (self.end_of_turn[-1], self.pad_id)
+        stop = next((index for index, token in enumerate(ids, start=1) if token in ends), len(ids))
+        return list(ids[:stop])
+
+    def is_ended(self, ids: Sequence[int]) -> bool:
+        """Whether a response was written to its end; False when it was cut off."""
+        return bool(ids) and ids[-1] in (self.end_of_turn[-1], self.pad_id)
 
     def _pieces(self, prompt: RenderedPrompt) -> list[tuple[str, bool]]:
         """The chat template around a prompt, as (text, is data), ours and the post's alternating."""

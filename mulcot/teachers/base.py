@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from mulcot.prompts import RenderedPrompt
-from mulcot.types import Post
+from mulcot.types import InputError, Post
 
 TeacherUse = Literal["predict", "explain"]
+Finish = Literal["stop", "length", "filtered", "unknown"]
+"""Why a reply ends: the model was done, it was cut off, a content filter took it, or nobody said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,10 @@ class TeacherRequest:
     """The label to be explained; None for `predict`."""
     attempt: int = 0
     """0 for the first time that this is asked, 1 for the first re-ask of a reply that was refused, ..."""
+    sample: int = 0
+    """Which of several rationales of the post this is; replies to other samples differ although the prompt does not."""
+    idempotency_key: str = ""
+    """A name for this question and attempt: equal for every sending of it, also after a crash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +44,25 @@ class TeacherReply:
     """Tokens read; 0 where the teacher does not count."""
     completion_tokens: int = 0
     """Tokens written; 0 where the teacher does not count."""
+    finish: Finish = "stop"
+    """Why it ends; the stage refuses a reply that was cut off or filtered."""
 
 
 class TeacherSilentError(RuntimeError):
     """The teacher has no reply to this request and asking again would not change that; the message says why."""
+
+
+class TeacherUnavailableError(RuntimeError):
+    """There was no reply this time, after all retries; asking in a later run may bring one. The message says why."""
+
+
+class TeacherPausedError(InputError):
+    """The run cannot go on now and can be resumed: exhausted quota, a long wait, an endpoint that is down, a limit.
+
+    What is under way is let finish; the message says what happened and how to go on.
+    """
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 class Teacher(Protocol):
@@ -62,5 +83,8 @@ class Teacher(Protocol):
 
         Raises:
             TeacherSilentError: there is no answer to this request, now or later.
+            TeacherUnavailableError: there is none now; the run goes on with other posts.
+            TeacherPausedError: there is none now for any request; the run stops.
+            InputError: the teacher is configured wrongly (key, model, address); the run stops.
         """
         ...

@@ -6,87 +6,40 @@ judgement. Whatever stops a run, the store says what was asked and what came bac
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
-import os
-import socket
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Protocol, Self, runtime_checkable
+from typing import Any, Final, Self
 
-from mulcot.teachers.base import Teacher, TeacherReply, TeacherRequest, TeacherSilentError, TeacherUse
-from mulcot.types import RATIONALE_KEYS, InputError, Rationale
+from mulcot.teachers.base import TeacherReply, TeacherSilentError, TeacherUse
+from mulcot.teachers.settled import Conclusion, Settled
+from mulcot.teachers.store_files import (
+    explained,
+    file_system_of,
+    give_lock_back,
+    new_origin,
+    open_tables,
+    refuse_network,
+    take_lock,
+)
+from mulcot.types import RATIONALE_KEYS, InputError, Rationale, RationaleRecord
 
-SCHEMA_VERSION: Final = 1
-"""Part of every content key and of the file itself; a store of another version is refused by name."""
-
-_TABLES: Final = """
-CREATE TABLE IF NOT EXISTS attempts (
-    key TEXT NOT NULL,                 -- content key
-    attempt INTEGER NOT NULL,          -- 0, then 1 for the first re-ask, ...
-    use TEXT NOT NULL,                 -- predict | explain
-    label TEXT,                        -- the label to be explained
-    sent INTEGER NOT NULL DEFAULT 1,   -- how often it was sent: above 1 an earlier run ended before the reply came
-    reply TEXT,                        -- NULL until it is there
-    prompt_tokens INTEGER,
-    completion_tokens INTEGER,
-    outcome TEXT CHECK (outcome IN ('accepted', 'refused', 'silent')),
-    reason TEXT,                       -- why it was refused, or why there is no reply
-    PRIMARY KEY (key, attempt)
-);
-CREATE TABLE IF NOT EXISTS accepted (
-    key TEXT NOT NULL PRIMARY KEY,
-    attempt INTEGER NOT NULL,
-    label TEXT NOT NULL,               -- the rationale's Prediction
-    rationale TEXT NOT NULL,           -- the five keys as JSON
-    FOREIGN KEY (key, attempt) REFERENCES attempts (key, attempt)
-);
-"""
-
-
-@runtime_checkable
-class AnswersById(Protocol):
-    """A teacher that looks its replies up by the post's id: the id then belongs to the content key.
-
-    Without it, two posts with the same text, aspect and picture are one question, asked and paid once.
-    """
-
-    @property
-    def answers_by_id(self) -> bool:
-        """Whether the reply depends on the id."""
-        ...
-
-
-def content_key(teacher: Teacher, request: TeacherRequest, prompt_hash: str, image_sha256: str) -> str:
-    """The name under which the replies to a request are kept: SHA-256 (hex) of all that a reply depends on.
-
-    The attempt is not part of it; the gold label is part of it only where the teacher is told it (`explain`).
-    """
-    by_id = isinstance(teacher, AnswersById) and teacher.answers_by_id
-    content = {
-        "schema": SCHEMA_VERSION,
-        "teacher": teacher.name,
-        "parameters": dict(teacher.parameters),
-        "use": request.use,
-        "prompt_hash": prompt_hash,
-        "prompt": request.prompt.text,
-        "image": image_sha256,
-        "text": request.post.text,
-        "aspect": request.post.aspect,
-        "label": request.label,
-        "id": request.post.id if by_id else None,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+# Of several stores that were merged, more than one may have sent an attempt: a reply comes before a refusal to reply,
+# and that before an open attempt; the origin makes the choice the same in whatever order they were merged.
+THE_ROW: Final = (
+    "(SELECT rowid FROM attempts WHERE key=? AND attempt=? ORDER BY reply IS NULL, outcome IS NULL, origin LIMIT 1)"
+)
+_EXPECTED: Final = "expect/"
 
 
 class LabelStore:
     """The label store of one run, held by one process at a time. A context manager; `close` may be called twice.
 
-    One thread at a time may use it; it need not be the one that opened it.
+    One thread at a time may write, and one may read meanwhile; neither need be the one that opened it.
 
     An outcome is about the content alone, like the key: `accepted` says that the reply is a rationale and, for an
     explanation, that its Prediction is the label that was given. Whether a predicted label is the gold label of a
@@ -94,17 +47,33 @@ class LabelStore:
 
     Args:
         path: The SQLite file; made, with its folder, where there is none. The lock is the file `<path>.lock`.
+        lock: Whether to take the lock; without it the caller vouches that nobody else uses the file.
+        file_system: Says the type of the file system of a path.
 
     Raises:
-        InputError: Another process holds the store, the file is not a label store, or it has another version.
+        StoreLockedError: Another process holds the store.
+        InputError: The file is not a label store, has another version, cannot be written, or lies on a network.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, *, lock: bool = True, file_system: Callable[[Path], str | None] = file_system_of
+    ) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock: int | None = _take_lock(path)
+        self._lock: int | None = None
+        self._open: list[sqlite3.Connection] = []
+        self._writing = False
+        refuse_network(path, file_system)
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = take_lock(path) if lock else None
         try:
-            self._db = _open(path)
+            self._db = open_tables(path)
+            self._open.append(self._db)
+            # Reading has a connection of its own: it never waits for a commit and never sees half of one.
+            self._reads = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._open.append(self._reads)
+            self._reads.execute("PRAGMA query_only=ON")
+            self.origin = self.note("origin") or ""
         except BaseException:
             self.close()
             raise
@@ -121,13 +90,13 @@ class LabelStore:
 
     def close(self) -> None:
         """Closes the file, then gives the lock back."""
-        if hasattr(self, "_db"):
-            self._db.close()
+        while self._open:
+            self._open.pop().close()
         if self._lock is not None:
-            # Unlocked by name, not only closed: a forked loader process shares the open file and would keep the lock.
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
-            os.close(self._lock)
+            give_lock_back(self._lock)
             self._lock = None
+
+    # -- questions and replies --------------------------------------------------------------------------------------
 
     def reply(self, key: str, attempt: int) -> TeacherReply | None:
         """The stored reply, or None when it has to be asked for.
@@ -135,126 +104,272 @@ class LabelStore:
         Raises:
             TeacherSilentError: It was asked for, and the teacher said that it has no reply.
         """
-        row = self._db.execute(
-            "SELECT reply, prompt_tokens, completion_tokens, outcome, reason FROM attempts WHERE key=? AND attempt=?",
+        row = self._reads.execute(
+            "SELECT reply, prompt_tokens, completion_tokens, finish, outcome, reason FROM attempts "
+            f"WHERE rowid = {THE_ROW}",
             (key, attempt),
         ).fetchone()
         if row is None:
             return None
-        text, prompt_tokens, completion_tokens, outcome, reason = row
+        text, prompt_tokens, completion_tokens, finish, outcome, reason = row
         if outcome == "silent":
             raise TeacherSilentError(reason)
-        return None if text is None else TeacherReply(text, prompt_tokens, completion_tokens)
+        return None if text is None else TeacherReply(text, prompt_tokens, completion_tokens, finish)
 
-    def begin(self, key: str, attempt: int, use: TeacherUse, label: str | None) -> None:
+    def is_answered(self, key: str, attempt: int) -> bool:
+        """Whether it needs no request any more."""
+        query = "SELECT 1 FROM attempts WHERE key=? AND attempt=? AND (reply IS NOT NULL OR outcome IS NOT NULL)"
+        return self._reads.execute(query, (key, attempt)).fetchone() is not None
+
+    def begin(self, key: str, attempt: int, use: TeacherUse, label: str | None, model: str = "") -> None:
         """Writes that a request is about to be sent; to be called before sending it."""
-        with self._db:
-            self._db.execute(
-                "INSERT INTO attempts (key, attempt, use, label) VALUES (?, ?, ?, ?) "
-                "ON CONFLICT (key, attempt) DO UPDATE SET sent = sent + 1",
-                (key, attempt, use, label),
+        with self.transaction() as db:
+            db.execute(
+                "INSERT INTO attempts (key, attempt, origin, use, label, model) VALUES (?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT (key, attempt, origin) DO UPDATE SET sent = sent + 1",
+                (key, attempt, self.origin, use, label, model),
             )
+
+    def withdraw(self, key: str, attempt: int) -> None:
+        """Writes that a request that was about to be sent was not."""
+        with self.transaction() as db:
+            own = (key, attempt, self.origin)
+            db.execute("UPDATE attempts SET sent = sent - 1 WHERE key=? AND attempt=? AND origin=?", own)
+            db.execute("DELETE FROM attempts WHERE key=? AND attempt=? AND origin=? AND sent=0", own)
 
     def record_reply(self, key: str, attempt: int, reply: TeacherReply) -> None:
         """Writes what came back, before anybody judges it."""
-        values = (reply.text, reply.prompt_tokens, reply.completion_tokens)
-        with self._db:
-            self._set(key, attempt, "reply=?, prompt_tokens=?, completion_tokens=?", values)
+        values = (reply.text, reply.prompt_tokens, reply.completion_tokens, reply.finish)
+        with self.transaction():
+            self._set_own(key, attempt, "reply=?, prompt_tokens=?, completion_tokens=?, finish=?, reason=NULL", values)
 
     def record_silence(self, key: str, attempt: int, reason: str) -> None:
         """Writes that the teacher has no reply, now or later, and why."""
-        with self._db:
-            self._set(key, attempt, "outcome='silent', reason=?", (reason,))
+        with self.transaction():
+            self._set_own(key, attempt, "outcome='silent', reason=?", (reason,))
+
+    def record_absence(self, key: str, attempt: int, reason: str) -> None:
+        """Writes why there was no reply this time; the attempt stays open."""
+        with self.transaction():
+            self._set_own(key, attempt, "reason=?", (reason,))
+
+    # -- judgements -------------------------------------------------------------------------------------------------
 
     def refuse(self, key: str, attempt: int, reason: str) -> None:
         """Writes why a stored reply cannot be used. What was already judged so is left untouched."""
         if self._judgement(key, attempt) == ("refused", reason):
             return
-        with self._deduced():
+        with self.transaction() as db:
             # A stricter parser than the one that accepted this reply takes its label back.
-            self._db.execute("DELETE FROM accepted WHERE key=? AND attempt=?", (key, attempt))
+            db.execute("DELETE FROM accepted WHERE key=? AND attempt=?", (key, attempt))
             self._set(key, attempt, "outcome='refused', reason=?", (reason,))
 
     def accept(self, key: str, attempt: int, rationale: Rationale) -> None:
         """Keeps the rationale that a stored reply holds under its content key."""
-        if self._judgement(key, attempt) == ("accepted", None) and self.accepted(key) == rationale:
+        query = "SELECT rationale FROM accepted WHERE key=? AND attempt=?"
+        kept = self._db.execute(query, (key, attempt)).fetchone()
+        if kept == (rationale.to_json(),) and self._judgement(key, attempt) == ("accepted", None):
             return
-        with self._deduced():
+        with self.transaction() as db:
             self._set(key, attempt, "outcome='accepted', reason=NULL", ())
-            self._db.execute(
+            db.execute(
                 "INSERT OR REPLACE INTO accepted (key, attempt, label, rationale) VALUES (?, ?, ?, ?)",
                 (key, attempt, rationale.prediction, rationale.to_json()),
             )
 
-    def accepted(self, key: str) -> Rationale | None:
-        """The rationale that was accepted under a content key, None where there is none."""
-        row = self._db.execute("SELECT rationale FROM accepted WHERE key=?", (key,)).fetchone()
+    def accepted(self, key: str, attempt: int | None = None) -> Rationale | None:
+        """The rationale that was accepted under a content key, None where there is none; the first of any attempt."""
+        row = self._reads.execute(
+            "SELECT rationale FROM accepted WHERE key=? AND attempt=coalesce(?, attempt) ORDER BY attempt",
+            (key, attempt),
+        ).fetchone()
+        return None if row is None else _rationale(row[0])
+
+    def all_accepted(self) -> Iterator[tuple[str, Rationale]]:
+        """Every accepted rationale with its content key."""
+        for key, written in self._reads.execute("SELECT key, rationale FROM accepted ORDER BY key, attempt"):
+            yield key, _rationale(written)
+
+    # -- what was brought in, and how the last run ended ------------------------------------------------------------
+
+    def bring_in(self, records: Iterable[RationaleRecord]) -> int:
+        """Keeps rationale records for posts of their ids; how many of them are new."""
+        with self.transaction() as db:
+            before = db.total_changes
+            rows = ((record.post_id, record.to_json()) for record in records)
+            db.executemany("INSERT OR IGNORE INTO imported VALUES (?, ?)", rows)
+            return db.total_changes - before
+
+    def brought_in(self, post_id: str) -> list[RationaleRecord]:
+        """The records that were brought in for a post, in the order in which they were."""
+        query = "SELECT record FROM imported WHERE post_id=? ORDER BY rowid"
+        return [RationaleRecord.from_dict(json.loads(line)) for (line,) in self._reads.execute(query, (post_id,))]
+
+    def has_imported(self) -> bool:
+        """Whether any record was brought in."""
+        return self._reads.execute("SELECT 1 FROM imported LIMIT 1").fetchone() is not None
+
+    def conclude(self, rows: Iterable[tuple[str, Conclusion]]) -> None:
+        """Keeps how dialogues came to their rationales, by fingerprints of all that they depend on."""
+        values = ((name, *found.asks[-1], json.dumps(astuple(found))) for name, found in rows)
+        with self.transaction() as db:
+            db.executemany("INSERT OR REPLACE INTO concluded VALUES (?, ?, ?, ?)", values)
+
+    def concluded(self, fingerprint: str) -> Conclusion | None:
+        """How a dialogue came to its rationale, None where none did or the rationale was refused since."""
+        row = self._reads.execute(
+            "SELECT conclusion FROM concluded JOIN accepted USING (key, attempt) WHERE fingerprint=?", (fingerprint,)
+        ).fetchone()
         if row is None:
             return None
-        written = json.loads(row[0])
-        return Rationale(**{name: written[spelt] for spelt, name in RATIONALE_KEYS.items()})
+        values: list[Any] = json.loads(row[0])
+        values[-1] = tuple((key, attempt) for key, attempt in values[-1])
+        return Conclusion(*values)
+
+    def forget_settled(self) -> None:
+        """Begins a new run: how the last one ended no longer counts."""
+        with self.transaction() as db:
+            db.execute("DELETE FROM settled")
+            db.execute("DELETE FROM notes WHERE name='ended'")
+
+    def settle(self, rows: Sequence[Settled]) -> None:
+        """Writes how dialogues ended."""
+        values = [
+            (row.split, row.position, row.sample, row.post_id, row.gold, row.first_prediction, row.source, row.failure,
+             row.reason, row.model, row.prompt_hash, row.imported, json.dumps(row.asks))
+            for row in rows
+        ]  # fmt: skip
+        with self.transaction() as db:
+            db.executemany(f"INSERT OR REPLACE INTO settled VALUES ({', '.join('?' * 13)})", values)
+
+    def settled(self) -> Iterator[Settled]:
+        """How the dialogues of the last run ended, by split and position."""
+        query = (
+            "SELECT split, position, sample, post_id, gold, first_prediction, source, failure, reason, model, "
+            "prompt_hash, asks, imported FROM settled ORDER BY split, position, sample"
+        )
+        for row in self._reads.execute(query):
+            values: list[Any] = list(row)
+            values[-2] = tuple((key, attempt, bool(is_new)) for key, attempt, is_new in json.loads(row[-2]))
+            yield Settled(*values)
+
+    def tokens(self, key: str, attempt: int) -> tuple[int, int]:
+        """What the reply to an attempt read and wrote; zeros where there is none."""
+        query = f"SELECT prompt_tokens, completion_tokens FROM attempts WHERE rowid = {THE_ROW}"
+        row = self._reads.execute(query, (key, attempt)).fetchone() or (0, 0)
+        return row[0] or 0, row[1] or 0
+
+    def written(self, key: str, attempt: int) -> str | None:
+        """The stored reply to an attempt as it was written, None where there is none."""
+        row = self._reads.execute(f"SELECT reply FROM attempts WHERE rowid = {THE_ROW}", (key, attempt)).fetchone()
+        return None if row is None else row[0]
+
+    def read(self, query: str, *values: str | int) -> list[tuple[Any, ...]]:
+        """The rows of a query of our own; it cannot write."""
+        return self._reads.execute(query, values).fetchall()
+
+    # -- notes ------------------------------------------------------------------------------------------------------
+
+    def note(self, name: str) -> str | None:
+        """A value kept under a name, None where there is none."""
+        row = self._reads.execute("SELECT value FROM notes WHERE name=?", (name,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def set_note(self, name: str, value: str) -> None:
+        """Keeps a value under a name."""
+        if self.note(name) != value:
+            with self.transaction() as db:
+                db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
+
+    def expect(self, name: str, value: str, explain: str) -> None:
+        """Compares a value that all runs over this store must share with what an earlier one left by `set_expected`.
+
+        Args:
+            name: what it is, as a person would call it.
+            value: what it is now.
+            explain: what would follow from another value, and what to do.
+
+        Raises:
+            InputError: the store was made with another value; both are named.
+        """
+        before = self.note(_EXPECTED + name)
+        if before not in (None, value):
+            raise InputError(f"{self.path}: it was made with {name} {before}, now it is {value}: {explain}")
+
+    def set_expected(self, name: str, value: str) -> None:
+        """Keeps a value for later runs to compare theirs with."""
+        self.set_note(_EXPECTED + name, value)
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    def write_all(self, writes: Iterable[Callable[[], None]]) -> None:
+        """Writes several things in one commit.
+
+        Raises:
+            InputError: The disk is full or the folder read-only; nothing of it is written.
+        """
+        with self.transaction():
+            for write in writes:
+                write()
 
     @contextmanager
-    def _deduced(self) -> Iterator[None]:
-        """A transaction that reaches the disk with the next durable one: what follows from a reply can be redone."""
-        self._db.execute("PRAGMA synchronous=NORMAL")
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One commit, forced to disk; inside another one it is part of that.
+
+        Raises:
+            InputError: The disk is full or the folder read-only.
+        """
+        if self._writing:
+            yield self._db
+            return
+        self._writing = True
         try:
-            with self._db:
-                yield
+            with explained(self.path):
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._db
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    if self._db.in_transaction:  # some errors of the disk have ended it already
+                        self._db.execute("ROLLBACK")
+                    raise
         finally:
-            self._db.execute("PRAGMA synchronous=FULL")
+            self._writing = False
+
+    def copy_to(self, path: Path) -> None:
+        """Writes a copy that counts as a store of its own: what it sends will be told apart."""
+        with explained(path):
+            copy = sqlite3.connect(path)
+            try:
+                self._reads.backup(copy)
+                with copy:
+                    copy.execute("UPDATE notes SET value=? WHERE name='origin'", (new_origin(),))
+            finally:
+                copy.close()
 
     def _judgement(self, key: str, attempt: int) -> tuple[str | None, str | None] | None:
-        query = "SELECT outcome, reason FROM attempts WHERE key=? AND attempt=?"
+        query = f"SELECT outcome, reason FROM attempts WHERE rowid = {THE_ROW}"
         row: tuple[str | None, str | None] | None = self._db.execute(query, (key, attempt)).fetchone()
         return row
 
-    def _set(self, key: str, attempt: int, assignments: str, values: tuple[str | int, ...]) -> None:
-        """Changes an attempt's row inside the caller's transaction; `assignments` is our own SQL, never input."""
-        changed = self._db.execute(
-            f"UPDATE attempts SET {assignments} WHERE key=? AND attempt=?", (*values, key, attempt)
+    def _set_own(self, key: str, attempt: int, assignments: str, values: tuple[str | int, ...]) -> None:
+        """Changes the row of an attempt that this store sent; `assignments` is our own SQL, never input."""
+        place = "key=? AND attempt=? AND origin=?"
+        self._update(
+            key, attempt, f"UPDATE attempts SET {assignments} WHERE {place}", (*values, key, attempt, self.origin)
         )
-        if changed.rowcount != 1:
+
+    def _set(self, key: str, attempt: int, assignments: str, values: tuple[str | int, ...]) -> None:
+        """Changes the row of an attempt that counts, whoever sent it."""
+        self._update(
+            key, attempt, f"UPDATE attempts SET {assignments} WHERE rowid = {THE_ROW}", (*values, key, attempt)
+        )
+
+    def _update(self, key: str, attempt: int, statement: str, values: tuple[str | int, ...]) -> None:
+        if self._db.execute(statement, values).rowcount != 1:
             raise LookupError(f"{self.path}: attempt {attempt} of {key} was never begun")
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    """The file, its tables made where it is new, every commit forced to disk."""
-    db = sqlite3.connect(path, check_same_thread=False)
-    try:
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")
-        db.execute("PRAGMA foreign_keys=ON")
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, SCHEMA_VERSION):
-            raise InputError(
-                f"{path}: the label store has version {version}, this mulcot reads version {SCHEMA_VERSION}: "
-                "use the mulcot that wrote it, or another stage folder"
-            )
-        db.executescript(f"BEGIN;{_TABLES}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
-    except sqlite3.DatabaseError as error:
-        db.close()
-        raise InputError(
-            f"{path}: no usable label store ({error}): move it away, or use another stage folder"
-        ) from error
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def _take_lock(path: Path) -> int:
-    """The locked file beside `path`; it names its holder for whoever finds it taken."""
-    beside = path.with_name(path.name + ".lock")
-    handle = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(handle, 0)
-        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
-    except BlockingIOError as error:
-        holder = os.read(handle, 500).decode(errors="replace") or "another process"
-        os.close(handle)
-        raise InputError(
-            f"{path}: the label store is in use by {holder}: wait until it has finished or stop it, then start again"
-        ) from error
-    return handle
+def _rationale(written: str) -> Rationale:
+    values = json.loads(written)
+    return Rationale(**{name: values[spelt] for spelt, name in RATIONALE_KEYS.items()})

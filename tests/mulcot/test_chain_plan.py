@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from mulcot.chain import main_run
+from mulcot.chain_plan import Labelling, read_chain
 from mulcot.types import InputError
 
 
@@ -50,3 +51,32 @@ def test_what_is_wrong_in_the_file_is_named(text: str, message: str) -> None:
         main_run(["--config", "chain.yaml"])
     assert "\n" not in str(caught.value)
     assert not Path("r").exists()
+
+
+TEACHER_CHAIN = """
+run_dir: r
+steps:
+  teacher: {verb: predict, config: teacher.yaml, overlays: [mine.yaml]}
+  after: {verb: fit, config: fit.yaml, after: [teacher]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("labelling", "more"),
+    [
+        (Labelling(), []),
+        (Labelling("openai"), ["--config", "teachers/openai.yaml"]),
+        (Labelling("other.yaml", yes=True), ["--config", "other.yaml", "--yes"]),
+    ],
+)
+def test_another_teacher_goes_to_the_steps_that_label_alone(labelling: Labelling, more: list[str]) -> None:
+    Path("chain.yaml").write_text(TEACHER_CHAIN)
+    plain, given = read_chain(Path("chain.yaml")), read_chain(Path("chain.yaml"), labelling=labelling)
+    assert given.steps["teacher"].arguments == (*plain.steps["teacher"].arguments, *more)
+    assert given.steps["after"] == plain.steps["after"]
+
+
+def test_another_teacher_for_a_chain_without_one_is_an_error() -> None:
+    Path("chain.yaml").write_text("run_dir: r\nsteps: {a: {verb: fit, config: fit.yaml}}")
+    with pytest.raises(InputError, match=r"--teacher: no step of chain\.yaml has `config: teacher\.yaml`"):
+        main_run(["--config", "chain.yaml", "--teacher", "openai"])

@@ -212,7 +212,8 @@ def test_a_narrow_terminal_gets_every_number_whole(run_dir):
 
 def test_the_stages_say_what_they_made(run_dir):
     text = " ".join(shown(collect(run_dir)).split())
-    assert "teacher 4.2 s 24 rationales for 30 posts (18 predicted, 6 explained), 45 requests" in text
+    made = "24 rationales for 30 posts (18 predicted, 6 explained), 45 requests; without one: 6 malformed"
+    assert f"teacher 4.2 s {made}" in text
     assert "augment 1.0 s 580 further rationales of 1,860 sampled for 930 posts" in text
     assert "soft_labels 1.0 s 1,234,567 soft labels, 388 bytes each, 100.0% of the probability" in text
     assert "assistant 59.0 s assistant, seed 0: accuracy 0.900 (val), 0.900 (test)" in text

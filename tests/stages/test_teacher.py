@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader
 
 from mulcot.prompts import get_prompt
 from mulcot.teachers import LabelStore, RecordedTeacher, TeacherReply, TeacherRequest, TeacherSilentError
+from mulcot.teachers.limits import Budget
 from mulcot.types import DEFAULT_LABELS, InputError, Post, Rationale, RationaleRecord
-from stages.dialogue import Dialogue, Outcome
-from stages.rationale_files import summarise
+from stages.dialogue import Dialogue
+from stages.outcomes import Outcome, Rules
 from stages.teacher import TeacherStage
 
 DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "twitter15"
@@ -119,12 +120,18 @@ def exports(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.jsonl"))}
 
 
-def converse(folder: Path, teacher: Scripted, *posts: Post, max_reasks: int = 1, accept: bool = False) -> list[Outcome]:
+def converse(
+    folder: Path, teacher: Any, *posts: Post, max_reasks: int = 1, accept: bool = False, **rules: Any
+) -> list[Outcome]:
     """Leads the dialogues about some posts at once, without Lightning."""
 
     async def run(store: LabelStore) -> list[Outcome]:
-        dialogue = Dialogue(teacher, store, DEFAULT_LABELS, max_reasks, accept)
-        return list(await asyncio.gather(*(dialogue.run(post) for post in posts)))
+        dialogue = Dialogue(teacher, store, Rules(DEFAULT_LABELS, max_reasks, accept, **rules), Budget())
+        try:
+            found = await asyncio.gather(*(dialogue.run(post) for post in posts))
+        finally:
+            await dialogue.drain(60)
+        return [outcome for outcomes in found for outcome in outcomes]
 
     with LabelStore(folder / "labels.sqlite") as store:
         return asyncio.run(run(store))
@@ -234,9 +241,9 @@ def test_equal_questions_are_asked_once(tmp_path: Path, make_post: Callable[...,
     assert teacher.asked == [("1", "predict", 0), ("2", "explain", 0)]
     assert [outcome.record.source for outcome in outcomes if outcome.record] == [PRED, EXPL]
     assert [[ask.is_new for ask in outcome.asks] for outcome in outcomes] == [[True], [False, True]]
-    summary = summarise(outcomes)
-    assert (summary["requests"], summary["replayed"], summary["prompt_tokens"]) == (2, 1, 200)
-    assert summary["teacher_accuracy"] == 0.5
+    metrics = predict(teacher, tmp_path, {"train": [first, twin]})["train"]
+    assert (metrics["requests"], metrics["replayed"], metrics["prompt_tokens"]) == (0, 3, 200)
+    assert metrics["teacher_accuracy"] == 0.5
 
 
 def test_half_a_surrogate_pair_is_kept_as_a_replacement_character(
@@ -311,8 +318,8 @@ def test_stage_writes_files_in_the_order_of_the_posts(tmp_path: Path, splits: di
     assert (reject["post_id"], reject["failure"]) == ("11", "contradicting")
     assert metrics["train"] == {
         "posts": 7, "accepted_predicted": 5, "accepted_explained": 1, "accepted_unlabelled": 0,
-        "failed": {"malformed": 1}, "requests": 11, "replayed": 0, "prompt_tokens": 1100, "completion_tokens": 110,
-        "teacher_accuracy": 5 / 6,
+        "imported": 0, "failed": {"malformed": 1}, "requests": 11, "replayed": 0, "prompt_tokens": 1100,
+        "completion_tokens": 110, "teacher_accuracy": 5 / 6,
     }  # fmt: skip
     assert metrics["val"]["failed"] == {"contradicting": 1}
     assert metrics["val"]["requests"] == 5
@@ -477,7 +484,7 @@ def test_teacher_is_chosen_by_class_path(tmp_path: Path) -> None:
     config = parser.parse_object({"model": {"teacher": teacher, "stage_dir": str(tmp_path), "labels": ["yes", "no"]}})
     stage = parser.instantiate_classes(config).model
     assert isinstance(stage, TeacherStage)
-    assert isinstance(stage._start_dialogue.args[0], RecordedTeacher)
+    assert isinstance(stage.teacher, RecordedTeacher)
     parser.exit_on_error = False
     with pytest.raises(ArgumentError, match="does not implement protocol Teacher"):
         parser.parse_object({"model": {"teacher": {"class_path": "pathlib.Path"}, "stage_dir": str(tmp_path)}})

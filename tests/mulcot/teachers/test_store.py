@@ -16,8 +16,10 @@ import pytest
 
 from mulcot.prompts import RenderedPrompt, Segment
 from mulcot.teachers.base import TeacherReply, TeacherRequest, TeacherSilentError
-from mulcot.teachers.store import LabelStore, content_key
-from mulcot.types import InputError, Post, Rationale
+from mulcot.teachers.content_keys import content_key, idempotency_key
+from mulcot.teachers.store import LabelStore
+from mulcot.teachers.store_files import StoreLockedError, file_system_of
+from mulcot.types import InputError, Post, Rationale, RationaleRecord
 
 RATIONALE = Rationale("t", "i", "none — é", "so", "positive")
 REPLY = TeacherReply("ünchanged\r\n\x00 reply", 11, 7)
@@ -139,6 +141,7 @@ def test_key_depends_on_everything_that_a_reply_depends_on() -> None:
         key(request=replace(REQUEST, post=replace(POST, aspect=None))),
         key(request=replace(REQUEST, label="neutral")),
         key(request=replace(REQUEST, use="predict", label=None)),
+        key(request=replace(REQUEST, sample=1)),
     ]
     assert len(set(keys)) == len(keys)
     assert all(len(name) == 64 for name in keys)
@@ -166,8 +169,9 @@ def test_second_holder_is_told_who_holds_it(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(InputError) as refused:
+        with pytest.raises(StoreLockedError) as refused:
             LabelStore(path)
+        assert refused.value.exit_code == 75
         message = str(refused.value)
         assert f"{path}: the label store is in use by process {holder.pid} on {socket.gethostname()}" in message
         assert "\n" not in message
@@ -192,7 +196,104 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "labels.sqlite"
     LabelStore(path).close()
     db = sqlite3.connect(path)
-    db.execute("PRAGMA user_version=99")
+    for version in (99, 1):
+        db.execute(f"PRAGMA user_version={version}")
+        with pytest.raises(InputError, match=rf"labels\.sqlite: the label store has version {version}, .* version 2"):
+            LabelStore(path)
     db.close()
-    with pytest.raises(InputError, match=r"labels\.sqlite: the label store has version 99"):
-        LabelStore(path)
+
+
+def test_idempotency_key_belongs_to_key_and_attempt() -> None:
+    keys = [idempotency_key(key, attempt) for key in ("a", "b") for attempt in (0, 1)]
+    assert len(set(keys)) == 4
+    assert keys[0] == idempotency_key("a", 0)
+    assert all(len(key) == 32 for key in keys)
+
+
+def test_a_reply_keeps_why_it_ends(tmp_path: Path) -> None:
+    with LabelStore(tmp_path / "labels.sqlite") as store:
+        store.begin("k", 0, "predict", None)
+        store.record_reply("k", 0, replace(REPLY, finish="length"))
+        assert store.reply("k", 0) == replace(REPLY, finish="length")
+
+
+def test_an_absent_reply_leaves_the_attempt_open(tmp_path: Path) -> None:
+    with LabelStore(tmp_path / "labels.sqlite") as store:
+        store.begin("k", 0, "predict", None)
+        store.record_absence("k", 0, "503 eight times")
+        assert store.reply("k", 0) is None
+        assert not store.is_answered("k", 0)
+        assert store.read("SELECT sent, outcome, reason FROM attempts") == [(1, None, "503 eight times")]
+        store.begin("k", 0, "predict", None)
+        store.record_reply("k", 0, REPLY)
+        assert store.read("SELECT sent, outcome, reason FROM attempts") == [(2, None, None)]
+        assert store.is_answered("k", 0)
+
+
+def test_a_request_that_was_not_sent_after_all_is_withdrawn(tmp_path: Path) -> None:
+    with LabelStore(tmp_path / "labels.sqlite") as store:
+        store.begin("k", 0, "predict", None)
+        store.begin("k", 0, "predict", None)
+        store.withdraw("k", 0)
+        assert store.read("SELECT sent FROM attempts") == [(1,)]
+        store.withdraw("k", 0)
+        assert store.read("SELECT sent FROM attempts") == []
+
+
+@pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs", "lustre"])
+def test_network_file_systems_are_refused(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "labels.sqlite"
+    with pytest.raises(InputError, match=rf"labels\.sqlite: a label store cannot lie on a network .*\({kind}\)"):
+        LabelStore(path, file_system=lambda _: kind)
+    assert list(tmp_path.iterdir()) == []
+    LabelStore(path, file_system=lambda _: None).close()
+
+
+def test_file_systems_are_told_by_their_mounts(tmp_path: Path) -> None:
+    known = {line.split(" - ")[1].split()[0] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+    assert file_system_of(tmp_path / "not" / "there") in known
+    assert file_system_of(Path("/proc/self")) == "proc"
+
+
+def begin_many(store: LabelStore) -> None:
+    for number in range(1000):
+        store.begin(f"{number}", 0, "predict", None)
+
+
+def test_full_disk_is_the_users_to_mend(tmp_path: Path) -> None:
+    path = tmp_path / "labels.sqlite"
+    with LabelStore(path) as store:
+        pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+        store._db.execute(f"PRAGMA max_page_count={pages}")
+        with pytest.raises(InputError, match=r"labels\.sqlite: the label store cannot be written \(.*full\).* goes on"):
+            begin_many(store)
+        kept = store.read("SELECT count(*) FROM attempts")
+        store._db.execute(f"PRAGMA max_page_count={pages + 1000}")
+        store.begin("after", 0, "predict", None)
+        assert store.read("SELECT count(*) FROM attempts") == [(kept[0][0] + 1,)]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/labels\.sqlite: the label store cannot be written"):
+        LabelStore(tmp_path / "file" / "labels.sqlite")
+    with pytest.raises(InputError, match=r"the label store cannot be written"):
+        LabelStore(Path("/proc/self/labels.sqlite"))
+
+
+def test_records_are_brought_in_once(tmp_path: Path) -> None:
+    records = [RationaleRecord(post, RATIONALE, "teacher-predicted", "big", "hash") for post in ("1", "2")]
+    with LabelStore(tmp_path / "labels.sqlite") as store:
+        assert store.bring_in(records) == 2
+        assert store.bring_in([*records, replace(records[0], attempts=2)]) == 1
+        assert store.brought_in("1") == [records[0], replace(records[0], attempts=2)]
+        assert store.brought_in("3") == []
+
+
+def test_what_all_runs_share_is_compared(tmp_path: Path) -> None:
+    with LabelStore(tmp_path / "labels.sqlite") as store:
+        store.expect("the prompt", "abc", "all would be asked anew")
+        store.set_expected("the prompt", "abc")
+        store.expect("the prompt", "abc", "all would be asked anew")
+        with pytest.raises(InputError, match="made with the prompt abc, now it is def: all would be asked anew"):
+            store.expect("the prompt", "def", "all would be asked anew")
