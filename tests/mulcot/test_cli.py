@@ -210,13 +210,17 @@ def test_a_finished_stage_is_refused_and_fresh_starts_anew(
 
 
 def test_fresh_keeps_what_the_teacher_was_paid_for(embedded: Path) -> None:
-    first = (embedded / "teacher" / "rationales-train.jsonl").read_bytes()
-    quiet = ["--trainer.enable_progress_bar", "false"]
-    assert main(["predict", "--config", "teacher.yaml", "--run_dir", str(embedded), "--fresh", *quiet]) == 0
-    counts = json.loads((embedded / "teacher" / "metrics.json").read_text())["splits"]["train"]
+    given = ["predict", "--config", "teacher.yaml", "--run_dir", str(embedded), "--stage", "paid_for"]
+    given += ["--trainer.enable_progress_bar", "false"]
+    folder = embedded / "paid_for"
+    assert main(given) == 0
+    first = (folder / "rationales-train.jsonl").read_bytes()
+    assert json.loads((folder / "metrics.json").read_text())["splits"]["train"]["requests"] > 0
+    assert main([*given, "--fresh"]) == 0
+    counts = json.loads((folder / "metrics.json").read_text())["splits"]["train"]
     assert counts["requests"] == 0
     assert counts["replayed"] > 0
-    assert (embedded / "teacher" / "rationales-train.jsonl").read_bytes() == first
+    assert (folder / "rationales-train.jsonl").read_bytes() == first
 
 
 def test_each_verb_saves_its_own_config(chain: Path) -> None:
