@@ -192,13 +192,6 @@ def test_what_a_class_lacks_is_named_with_file_and_line(
     assert line == f"mulcot: error: {overlay} line 2: {name} needs {lacks}; add it to its init_args"
 
 
-def test_a_missing_run_names_path_and_remedy(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    code, line = error_of(capsys, "fit", "--config", "student.yaml", "--run_dir", tmp_path / "none", *QUIET)
-    assert code == 2
-    assert str(tmp_path / "none") in line
-    assert "mulcot" in line.split("error:")[1]
-
-
 def test_a_finished_stage_is_refused_and_fresh_starts_anew(
     capsys: pytest.CaptureFixture[str], embedded: Path, tmp_path: Path
 ) -> None:
