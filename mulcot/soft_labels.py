@@ -26,7 +26,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mulcot.files import write_atomic
-from mulcot.losses.divergences import TopK
+from mulcot.losses import TopK
 from mulcot.types import InputError, MissingInputError, Task
 
 MANIFEST: Final = "soft_labels.json"
