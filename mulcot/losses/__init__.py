@@ -1,6 +1,7 @@
 """The losses, as pure functions."""
 
 from mulcot.losses.divergences import DIVERGENCES, Divergence, cross_entropy, forward_kl
+from mulcot.losses.schedules import Schedule, check_range, is_constant, value_of
 from mulcot.losses.views import Dense, Projected, Sampled, TopK, View, ViewKind
 
 __all__ = [
@@ -9,9 +10,13 @@ __all__ = [
     "Divergence",
     "Projected",
     "Sampled",
+    "Schedule",
     "TopK",
     "View",
     "ViewKind",
+    "check_range",
     "cross_entropy",
     "forward_kl",
+    "is_constant",
+    "value_of",
 ]
