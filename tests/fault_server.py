@@ -130,6 +130,8 @@ class FaultServer:
         self.others: list[tuple[str, str]] = []
         """Method and path of every request that was none for a completion."""
         self.restarts = 0
+        self.connections = 0
+        """How many were opened."""
         self.port = port
         self._delay, self._drip, self._late = delay, drip, late
         self._oversized, self._restart_after = oversized_bytes, restart_after
@@ -180,6 +182,7 @@ class FaultServer:
         """One connection, one request after the other."""
         task = asyncio.current_task()
         assert task is not None
+        self.connections += 1
         self._connections[task] = writer
         try:
             while (request := await _read_request(reader)) is not None:

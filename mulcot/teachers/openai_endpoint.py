@@ -216,7 +216,7 @@ class _Session:
         from mulcot.teachers.endpoint_client import EndpointClient
 
         self.loop = loop
-        self.client: EndpointClient = EndpointClient(base_url, key, concurrency)
+        self.client: EndpointClient = EndpointClient(base_url, key)
         self.transport = Transport(base_url, RateLimit(concurrency), **settings)
 
 

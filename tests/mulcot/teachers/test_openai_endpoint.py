@@ -220,6 +220,23 @@ def test_works_in_one_event_loop_after_the_other_and_after_close(
         assert asyncio.run(work()) == ["reply", "reply"]
 
 
+def test_connections_are_used_again_and_are_no_more_than_requests_under_way(
+    request_of: Callable[..., TeacherRequest], fault_server: ModuleType
+) -> None:
+    async def work() -> list[int]:
+        opened = []
+        async with fault_server.FaultServer(delay=0.25) as server:
+            teacher = OpenAITeacher(server.url, **{**QUICK, "concurrency": 3})
+            for at_once in (1, 1, 9, 1):
+                replies = [teacher.complete(request_of(number)) for number in range(at_once)]
+                assert all(reply.text for reply in await asyncio.gather(*replies))
+                opened.append(server.connections)
+            await teacher.close()
+        return opened
+
+    assert asyncio.run(work()) == [1, 1, 3, 3]
+
+
 async def serve(reply: Callable[[bytes], bytes], use: Callable[[str], Awaitable[None]]) -> None:
     """A server that answers what it reads with the bytes of `reply`, while `use` has its address."""
 
