@@ -85,22 +85,18 @@ class Prompt:
             InputError: the setting asks about an aspect and the post has none.
             ValueError: an explanation is asked for without a label.
         """
-        marks = _Marks()
-        values: dict[str, object] = {
-            "text": marks.hold(_quoted(post.text), is_data=True),
-            "labels": marks.hold(", ".join(labels)),
-            "choices": [{"name": marks.hold(name), "sentiment": name.strip().casefold()} for name in labels],
-            "sentiments_known": all(name.strip().casefold() in DEFAULT_LABELS for name in labels),
-            "branch": marks.branch(),
-        }
+        if self.use == "teacher_explain" and label is None:
+            raise ValueError(f"post {post.id}: the prompt {self.template} explains a label, and none was given")
+        data = {"text": _quoted(post.text)}
         if self.setting == "masc":
-            values["aspect"] = marks.hold(_quoted(self._aspect(post)), is_data=True)
-        if self.use == "teacher_explain":
-            if label is None:
-                raise ValueError(f"post {post.id}: the prompt {self.template} explains a label, and none was given")
-            values["label"] = marks.hold(label)
-        rendered = _environment().get_template(self.template).render(values)
-        return RenderedPrompt(marks.fill(rendered.rstrip("\n")))  # the chat template says what follows a message
+            data["aspect"] = _quoted(self._aspect(post))
+        explained = label if self.use == "teacher_explain" else None
+        return RenderedPrompt(
+            tuple(
+                Segment(data[part.text], is_data=True) if part.is_data else part
+                for part in _outline(self.template, tuple(data), tuple(labels), explained)
+            )
+        )
 
     def _aspect(self, post: Post) -> str:
         if post.aspect is None:
@@ -145,6 +141,26 @@ class _Marks:
             segments += [held] if held is not None else []
             ours = ""
         return (*segments, Segment(ours, is_data=False)) if ours else tuple(segments)
+
+
+@cache
+def _outline(template: str, data: tuple[str, ...], labels: tuple[str, ...], label: str | None) -> tuple[Segment, ...]:
+    """A rendered template in which each data segment holds the name of what goes there instead of its text.
+
+    All posts share it: rendering the template for each anew took most of the time of writing a prompt.
+    """
+    marks = _Marks()
+    values: dict[str, object] = {
+        **{name: marks.hold(name, is_data=True) for name in data},
+        "labels": marks.hold(", ".join(labels)),
+        "choices": [{"name": marks.hold(name), "sentiment": name.strip().casefold()} for name in labels],
+        "sentiments_known": all(name.strip().casefold() in DEFAULT_LABELS for name in labels),
+        "branch": marks.branch(),
+    }
+    if label is not None:
+        values["label"] = marks.hold(label)
+    rendered = _environment().get_template(template).render(values)
+    return marks.fill(rendered.rstrip("\n"))  # the chat template says what follows a message
 
 
 def _quoted(value: str) -> str:

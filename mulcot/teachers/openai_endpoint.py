@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -130,7 +131,7 @@ class OpenAITeacher:
         """The model's name at the endpoint."""
         return self._model
 
-    @property
+    @cached_property
     def parameters(self) -> Mapping[str, str | int | float]:
         """The endpoint, the sampling and everything else that a reply depends on; never the key."""
         parts = urlsplit(self._base_url)
