@@ -7,7 +7,7 @@ else of the project, so every layer may use it.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol, runtime_checkable
 
@@ -123,8 +123,8 @@ class RationaleRecord:
 
     def to_json(self) -> str:
         """The record as one line of JSON, the rationale's five keys spelt as a model writes them."""
-        values = asdict(self)
-        values["rationale"] = json.loads(self.rationale.to_json())
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["rationale"] = {key: getattr(self.rationale, name) for key, name in RATIONALE_KEYS.items()}
         return json.dumps(values, ensure_ascii=False)
 
     @classmethod

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from mulcot.files import write_atomic
 from mulcot.teachers.settled import Conclusion, Settled
 from mulcot.teachers.store import LabelStore
-from mulcot.teachers.store_summary import SplitCounts, split_counts
+from mulcot.teachers.store_summary import SplitCounts
 from mulcot.types import Post, RationaleRecord
 from stages.outcomes import Outcome
 
@@ -73,9 +73,8 @@ def write_rationale_files(folder: Path, store: LabelStore, splits: Sequence[str]
         write_atomic(folder / f"rejects-{split}.jsonl", _lines(rejected[split]))
 
 
-def write_metrics(folder: Path, store: LabelStore, splits: Sequence[str]) -> None:
+def write_metrics(folder: Path, found: Mapping[str, SplitCounts], splits: Sequence[str]) -> None:
     """Writes `metrics.json` over all splits; see `SplitCounts`."""
-    found = split_counts(store)
     counts = {split: asdict(found.get(split, SplitCounts())) for split in splits}
     metrics = {"kind": "teacher", "title": "teacher", "splits": counts}
     write_atomic(folder / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")

@@ -21,7 +21,15 @@ from mulcot.teachers.filters import RationaleFilter, Remembers
 from mulcot.teachers.limits import Budget, Closable, Prices, ask_consent, costs, estimate, prices_of
 from mulcot.teachers.settled import Conclusion, Settled
 from mulcot.teachers.store import LabelStore
-from mulcot.teachers.store_summary import experience, note_prices, print_reconciliation, reconcile, spent
+from mulcot.teachers.store_summary import (
+    SplitCounts,
+    experience,
+    note_prices,
+    print_reconciliation,
+    reconcile,
+    spent,
+    split_counts,
+)
 from mulcot.types import DEFAULT_LABELS, InputError, Post
 from stages.background import BackgroundLoop
 from stages.dialogue import Dialogue, refuse_other_prompts
@@ -150,7 +158,7 @@ class TeacherStage(LightningModule):
             self._dialogue = self._prepare(self._store, self._ranks)
             self._replay = Replay(self.teacher, self._store, self._rules)
             if costs(self.teacher):
-                unanswered = self._unanswered(self._store, self._dialogue, self._replay)
+                unanswered = self._replay.unanswered(posts_of(self.trainer), self._dialogue)
         except InputError as refused:  # told when all are asked: the others wait
             error = refused
         self._agree_on_cost(unanswered, error)
@@ -182,8 +190,7 @@ class TeacherStage(LightningModule):
         first = (batch_idx * self._ranks.size + self._ranks.rank) * _BATCH
         assert self._replay is not None
         split = self._split_names[dataloader_idx]
-        for place, post in enumerate(batch):
-            found = self._replay.find(post)
+        for place, (post, found) in enumerate(zip(batch, self._replay.find(batch), strict=True)):
             if found is None:
                 self._loop.submit(partial(self._label, post, split, first + place))
             else:
@@ -208,8 +215,9 @@ class TeacherStage(LightningModule):
         if self._store is not None:
             self._store.set_note("ended", "yes")
             write_rationale_files(self.stage_dir, self._store, self._split_names)
-            write_metrics(self.stage_dir, self._store, self._split_names)
-            self._tell()
+            counts = split_counts(self._store)
+            write_metrics(self.stage_dir, counts, self._split_names)
+            self._tell(counts)
         self._close_store()
 
     def stop(self, now: bool = False) -> None:
@@ -284,7 +292,7 @@ class TeacherStage(LightningModule):
         """Asks whether to send the requests of all processes.
 
         Args:
-            unanswered: what `_unanswered` found in this process.
+            unanswered: what `Replay.unanswered` found in this process.
             error: what is wrong with this process.
 
         Raises:
@@ -300,16 +308,6 @@ class TeacherStage(LightningModule):
             except InputError as refused:
                 error = refused
         self._ranks.agree(error)
-
-    def _unanswered(self, store: LabelStore, dialogue: Dialogue, replay: Replay) -> tuple[int, int]:
-        """How many first questions of this process have no reply yet, and the length of their prompts together."""
-        found: dict[str, int] = {}
-        for post in posts_of(self.trainer):
-            for sample in range(0 if replay.find(post) else self._rules.rationales_per_post):
-                question = dialogue.first_question(post, sample)
-                if question is not None and not store.is_answered(question[0], 0):
-                    found[question[0]] = question[1]
-        return len(found), sum(found.values())
 
     def _end_loop(self) -> None:
         try:
@@ -350,10 +348,10 @@ class TeacherStage(LightningModule):
             if self._store is not None:
                 ranks.merge(self._store)
 
-    def _tell(self) -> None:
+    def _tell(self, counts: dict[str, SplitCounts] | None = None) -> None:
         """Shows what was asked, what came of it and what it cost."""
         assert self._store is not None
-        print_reconciliation(reconcile(self._store, self._limits.prices), Console())
+        print_reconciliation(reconcile(self._store, self._limits.prices, counts), Console())
 
     def _close_store(self) -> None:
         if self._store is not None:

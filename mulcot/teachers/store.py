@@ -215,16 +215,17 @@ class LabelStore:
         with self.transaction() as db:
             db.executemany("INSERT OR REPLACE INTO concluded VALUES (?, ?, ?, ?)", values)
 
-    def concluded(self, fingerprint: str) -> Conclusion | None:
-        """How a dialogue came to its rationale, None where none did or the rationale was refused since."""
-        row = self._reads.execute(
-            "SELECT conclusion FROM concluded JOIN accepted USING (key, attempt) WHERE fingerprint=?", (fingerprint,)
-        ).fetchone()
-        if row is None:
-            return None
-        values: list[Any] = json.loads(row[0])
-        values[-1] = tuple((key, attempt) for key, attempt in values[-1])
-        return Conclusion(*values)
+    def concluded(self, fingerprints: Sequence[str]) -> dict[str, Conclusion]:
+        """How dialogues came to their rationales, for those that did and whose rationale was not refused since.
+
+        Args:
+            fingerprints: some hundreds at most; one query finds them all.
+        """
+        query = (
+            "SELECT fingerprint, conclusion FROM concluded JOIN accepted USING (key, attempt) "
+            f"WHERE fingerprint IN ({', '.join('?' * len(fingerprints))})"
+        )
+        return {name: _conclusion(written) for name, written in self._reads.execute(query, tuple(fingerprints))}
 
     def forget_settled(self) -> None:
         """Begins a new run: how the last one ended no longer counts."""
@@ -373,3 +374,9 @@ class LabelStore:
 def _rationale(written: str) -> Rationale:
     values = json.loads(written)
     return Rationale(**{name: values[spelt] for spelt, name in RATIONALE_KEYS.items()})
+
+
+def _conclusion(written: str) -> Conclusion:
+    values: list[Any] = json.loads(written)
+    values[-1] = tuple((key, attempt) for key, attempt in values[-1])
+    return Conclusion(*values)

@@ -112,12 +112,15 @@ def _place(split: str) -> tuple[int, str]:
     return (list(SPLITS).index(split) if split in SPLITS else len(SPLITS)), split
 
 
-def reconcile(store: LabelStore, prices: Prices | None = None) -> Reconciliation:
+def reconcile(
+    store: LabelStore, prices: Prices | None = None, splits: dict[str, SplitCounts] | None = None
+) -> Reconciliation:
     """Everything about a store.
 
     Args:
         store: the store.
         prices: for all tokens; left out, each teacher's prices as its last run noted them.
+        splits: what `split_counts` found, where it is known already.
     """
     requests = replies = unknown = still_open = read = written = 0
     usd: float | None = None
@@ -135,7 +138,8 @@ def reconcile(store: LabelStore, prices: Prices | None = None) -> Reconciliation
     if usd is None and prices is not None:
         usd = 0.0
     ended = store.note("ended") == "yes"
-    return Reconciliation(split_counts(store), ended, requests, replies, unknown, still_open, read, written, usd)
+    splits = split_counts(store) if splits is None else splits
+    return Reconciliation(splits, ended, requests, replies, unknown, still_open, read, written, usd)
 
 
 def experience(store: LabelStore, model: str) -> Experience:
