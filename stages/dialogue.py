@@ -17,12 +17,13 @@ from mulcot.teachers.base import (
     TeacherReply,
     TeacherRequest,
     TeacherSilentError,
+    TeacherStoppedError,
     TeacherUnavailableError,
     TeacherUse,
 )
 from mulcot.teachers.content_keys import content_key, idempotency_key
 from mulcot.teachers.filters import Candidate
-from mulcot.teachers.limits import Budget
+from mulcot.teachers.limits import Budget, Stoppable
 from mulcot.teachers.store import LabelStore
 from mulcot.teachers.store_writer import GroupCommit
 from mulcot.types import InputError, Post, Rationale, RationaleRecord, Setting, Source
@@ -132,6 +133,8 @@ class Dialogue:
     def stop(self) -> None:
         """Sends nothing new from now on; may be called from any thread. Dialogues that would send are cancelled."""
         self._stopped = True
+        if isinstance(self._teacher, Stoppable):
+            self._teacher.stop()
 
     def abandon(self) -> None:
         """Has `drain` wait no longer; may be called from any thread and from a signal's handler."""
@@ -311,12 +314,14 @@ class Dialogue:
     async def _send(self, request: TeacherRequest, key: str) -> TeacherReply:
         name = (key, request.attempt)
         await self.writes.commit(partial(self._store.begin, *name, request.use, request.label, self._teacher.name))
-        if self._stopped:
+        try:
+            if self._stopped:
+                raise TeacherStoppedError
+            reply = await self._teacher.complete(request)
+        except TeacherStoppedError:
             self.budget.give_back()
             await self.writes.commit(partial(self._store.withdraw, *name))
-            raise asyncio.CancelledError
-        try:
-            reply = await self._teacher.complete(request)
+            raise asyncio.CancelledError from None
         except TeacherSilentError as silence:
             await self.writes.commit(partial(self._store.record_silence, *name, _text(str(silence))))
             raise

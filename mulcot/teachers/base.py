@@ -56,6 +56,10 @@ class TeacherUnavailableError(RuntimeError):
     """There was no reply this time, after all retries; asking in a later run may bring one. The message says why."""
 
 
+class TeacherStoppedError(RuntimeError):
+    """The run is being stopped, and the request was not sent."""
+
+
 class TeacherPausedError(InputError):
     """The run cannot go on now and can be resumed: exhausted quota, a long wait, an endpoint that is down, a limit.
 

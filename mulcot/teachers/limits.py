@@ -60,6 +60,18 @@ class Closable(Protocol):
         ...
 
 
+@runtime_checkable
+class Stoppable(Protocol):
+    """A teacher that sends a request more than once, or keeps it waiting before it is sent."""
+
+    def stop(self) -> None:
+        """Sends nothing any more; replies under way still come. May be called from any thread, and more than once.
+
+        What waits to be sent raises `TeacherStoppedError`, what waits to be sent again `TeacherUnavailableError`.
+        """
+        ...
+
+
 def costs(teacher: Teacher) -> bool:
     """Whether a teacher's requests cost money."""
     return isinstance(teacher, Paid) and teacher.costs

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from mulcot.images import load_image
-from mulcot.teachers.base import TeacherReply, TeacherRequest
+from mulcot.teachers.base import TeacherReply, TeacherRequest, TeacherStoppedError
 from mulcot.teachers.endpoint_address import ApiKey, check_base_url, read_key
 from mulcot.teachers.endpoint_replies import read_reply
 from mulcot.teachers.limits import Prices
@@ -125,6 +125,7 @@ class OpenAITeacher:
             "give_up_after": give_up_after,
         }
         self._session: _Session | None = None
+        self._stopped = False
 
     @property
     def name(self) -> str:
@@ -159,14 +160,17 @@ class OpenAITeacher:
 
         Raises:
             TeacherSilentError: The endpoint refuses this question.
-            TeacherUnavailableError: All retries were in vain.
+            TeacherUnavailableError: All retries were in vain, or it would have to be sent again after `stop`.
+            TeacherStoppedError: It would have to be sent after `stop`.
             TeacherPausedError: The quota is exhausted, the endpoint asks for a very long wait or is down.
-            InputError: The key, the model, the address or the post's picture is wrong.
+            InputError: The key, the model, the address, the parameters or the post's picture is wrong.
         """
         # A picture takes milliseconds to decode and to encode: in a thread, so that replies are read meanwhile.
         # It is encoded for each question anew: most posts are asked about once, and 1 MB a post adds up.
         body = self._body(request) if self._max_pixels is None else await asyncio.to_thread(self._body, request)
         key = request.idempotency_key or hashlib.sha256(body).hexdigest()
+        if self._stopped:
+            raise TeacherStoppedError("the run was stopped before this was sent")
         session = self._current_session()
 
         async def send() -> TeacherReply:
@@ -174,9 +178,17 @@ class OpenAITeacher:
 
         return await session.transport.ask(key, send)
 
+    def stop(self) -> None:
+        """Sends nothing any more until `close`; may be called from any thread."""
+        self._stopped = True
+        session = self._session
+        if session is not None and not session.loop.is_closed():
+            session.loop.call_soon_threadsafe(session.transport.stop)
+
     async def close(self) -> None:
         """Closes the connections; the next `complete` opens new ones."""
         session, self._session = self._session, None
+        self._stopped = False
         if session is not None:
             await session.client.close()
 

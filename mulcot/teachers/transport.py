@@ -10,7 +10,12 @@ from collections.abc import Awaitable, Callable
 from itertools import count
 from typing import Final, Literal, TypeVar
 
-from mulcot.teachers.base import TeacherPausedError, TeacherSilentError, TeacherUnavailableError
+from mulcot.teachers.base import (
+    TeacherPausedError,
+    TeacherSilentError,
+    TeacherStoppedError,
+    TeacherUnavailableError,
+)
 from mulcot.teachers.rate_limit import RateLimit
 from mulcot.types import InputError
 
@@ -20,6 +25,8 @@ configured wrongly, for all questions; no question can be answered for long."""
 
 GO_ON: Final = "then start the same command again, which goes on where it stopped"
 _FIRST_BACK_OFF: Final = 0.5
+_REFUSED_AT_FIRST: Final = 5
+"""An endpoint that has refused so many questions, and answered none, refuses what they have in common."""
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -78,7 +85,17 @@ class Transport:
         self._give_up_after = give_up_after
         self._sleep = sleep
         self._given_up = 0
+        self._refused: int | None = 0
+        """Questions that were refused for good so far; None once there was a reply."""
         self._pauses: list[str] = []
+        self._stopped = False
+        self._waiting: set[asyncio.Task[object]] = set()
+
+    def stop(self) -> None:
+        """Sends nothing any more: what waits for its turn or backs off ends at once, what is under way goes on."""
+        self._stopped = True
+        for task in list(self._waiting):
+            task.cancel()
 
     async def ask(self, key: str, send: Callable[[], Awaitable[T]]) -> T:
         """The reply to one question.
@@ -89,33 +106,65 @@ class Transport:
 
         Raises:
             TeacherSilentError: The endpoint refuses this question.
-            TeacherUnavailableError: All retries were in vain.
+            TeacherUnavailableError: All retries were in vain, or it would have to be sent again after `stop`.
+            TeacherStoppedError: It would have to be sent after `stop`.
             TeacherPausedError: The quota is exhausted, the endpoint asks for a very long wait or is down.
-            InputError: The key, the model or the address is wrong.
+            InputError: The key, the model or the address is wrong, or no question at all is taken.
         """
+        task = asyncio.current_task()
+        assert task is not None
+        sendings: list[str] = []
+        try:
+            return await self._ask(key, send, task, sendings)
+        except asyncio.CancelledError:
+            if not (self._stopped and task in self._waiting):
+                raise
+            task.uncancel()  # it was `stop` that cancelled it, or came first
+        finally:
+            self._waiting.discard(task)
+        if sendings:
+            raise TeacherUnavailableError(
+                f"{self._endpoint}: the run was stopped before it was sent again, the last time: {sendings[-1]}"
+            )
+        raise TeacherStoppedError("the run was stopped before this was sent")
+
+    async def _ask(
+        self, key: str, send: Callable[[], Awaitable[T]], task: asyncio.Task[object], sendings: list[str]
+    ) -> T:
+        """Sends until there is a reply; notes in `sendings` what came of each sending that failed."""
         pauses = len(self._pauses)
         for sending in count():
+            self._waiting.add(task)
+            if self._stopped:
+                raise asyncio.CancelledError
             try:
-                reply = await self._send(send)
+                reply = await self._send(send, task)
             except SendingFailedError as error:
                 failure = error
             else:
-                self._given_up = 0
+                self._given_up, self._refused = 0, None
                 return reply
             self._refuse(failure)
+            sendings.append(str(failure))
             if sending == self._max_retries:
                 raise self._give_up(sending + 1, failure)
             bound = min(self._max_backoff, _FIRST_BACK_OFF * 2.0**sending)
             back_off = random.Random(f"{key} {sending}").uniform(0.0, bound)
             _log.debug("question %s, sending %d: %s; again in %.2f s", key[:16], sending + 1, failure, back_off)
+            self._waiting.add(task)
+            if self._stopped:
+                raise asyncio.CancelledError
             await self._sleep(back_off)
             if len(self._pauses) > pauses:  # another question found out meanwhile that it is no use
                 raise TeacherPausedError(self._pauses[-1])
         raise AssertionError("the loop above ends by itself")
 
-    async def _send(self, send: Callable[[], Awaitable[T]]) -> T:
+    async def _send(self, send: Callable[[], Awaitable[T]], task: asyncio.Task[object]) -> T:
         """One sending, in its turn."""
         async with self._limit.turn() as sent_at:
+            if self._stopped:
+                raise asyncio.CancelledError
+            self._waiting.discard(task)  # from here on it may be billed, and its reply is waited for
             try:
                 async with asyncio.timeout(self._deadline):
                     return await send()
@@ -144,6 +193,13 @@ class Transport:
         message = f"{self._endpoint}: {failure}"
         if failure.verdict == "never":
             self._given_up = 0  # whoever refuses is up
+            if self._refused is not None:
+                self._refused += 1
+                if self._refused >= _REFUSED_AT_FIRST:
+                    raise InputError(
+                        f"{message}; the first {self._refused} questions of this run were all refused: correct the "
+                        f"teacher's parameters or the model, {GO_ON}"
+                    )
             raise TeacherSilentError(message)
         if failure.verdict == "wrong":
             raise InputError(message)

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from mulcot.prompts import get_prompt
 from mulcot.teachers import LabelStore, RecordedTeacher, TeacherReply, TeacherRequest, TeacherSilentError
+from mulcot.teachers.base import TeacherStoppedError
 from mulcot.teachers.limits import Budget
 from mulcot.types import DEFAULT_LABELS, InputError, Post, Rationale, RationaleRecord
 from stages.dialogue import Dialogue
@@ -351,6 +352,43 @@ def test_new_posts_alone_are_asked(tmp_path: Path, splits: dict[str, list[Post]]
     assert {post_id for post_id, _, _ in more.asked} == {"7", "2", "8", "20", "11"}
     predict(Scripted(script), tmp_path / "b", splits)
     assert exports(tmp_path / "a") == exports(tmp_path / "b")
+
+
+def test_a_request_that_a_stopped_teacher_did_not_send_leaves_no_trace(
+    tmp_path: Path, make_post: Callable[..., Post]
+) -> None:
+    class Waits:
+        """Keeps requests waiting until it is stopped."""
+
+        name = "waits"
+        parameters: Mapping[str, str | int | float] = {"test": 1}
+
+        def __init__(self) -> None:
+            self.stopped = asyncio.Event()
+            self.asked = 0
+
+        def stop(self) -> None:
+            self.stopped.set()
+
+        async def complete(self, request: TeacherRequest) -> TeacherReply:
+            self.asked += 1
+            await self.stopped.wait()
+            raise TeacherStoppedError
+
+    async def run(store: LabelStore) -> None:
+        teacher, budget = Waits(), Budget(max_requests=1)
+        dialogue = Dialogue(teacher, store, Rules(DEFAULT_LABELS), budget)
+        asked = asyncio.create_task(dialogue.run(make_post(1, "positive")))
+        while not teacher.asked:
+            await asyncio.sleep(0.001)
+        await dialogue.drain(60)
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        assert budget.requests == 0
+        assert store.read("SELECT * FROM attempts") == []
+
+    with LabelStore(tmp_path / "labels.sqlite") as store:
+        asyncio.run(run(store))
 
 
 def test_an_error_stops_the_run_and_the_next_one_asks_for_the_rest(

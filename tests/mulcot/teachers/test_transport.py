@@ -10,7 +10,12 @@ from typing import Any
 
 import pytest
 
-from mulcot.teachers.base import TeacherPausedError, TeacherSilentError, TeacherUnavailableError
+from mulcot.teachers.base import (
+    TeacherPausedError,
+    TeacherSilentError,
+    TeacherStoppedError,
+    TeacherUnavailableError,
+)
 from mulcot.teachers.endpoint_failures import failure_of, retry_after
 from mulcot.teachers.rate_limit import RateLimit
 from mulcot.teachers.transport import SendingFailedError, Transport
@@ -192,6 +197,77 @@ def test_pause_reaches_the_questions_that_are_waiting_to_be_sent_again() -> None
 
     ends = asyncio.run(work())
     assert [type(end) for end in ends] == [TeacherPausedError] * 5
+
+
+def test_after_stop_only_what_is_under_way_still_comes() -> None:
+    async def work() -> None:
+        limit = RateLimit(2)
+        transport = Transport("https://host/v1", limit, max_backoff=1000.0)
+        arrived, answer = asyncio.Event(), asyncio.Event()
+        again, sent_again = scripted(SendingFailedError("503"))
+        never, sent_never = scripted("too late")
+
+        async def under_way() -> str:
+            arrived.set()
+            await answer.wait()
+            return "good"
+
+        asked = [asyncio.create_task(transport.ask(str(key), send)) for key, send in enumerate((under_way, again))]
+        await arrived.wait()
+        while not sent_again:
+            await asyncio.sleep(0.001)
+        limit.pause(1000.0)
+        asked.append(asyncio.create_task(transport.ask("waits for its turn", never)))
+        await asyncio.sleep(0.01)
+        transport.stop()
+        asked.append(asyncio.create_task(transport.ask("comes too late", never)))
+        await asyncio.sleep(0.01)
+        assert [task.done() for task in asked] == [False, True, True, True]
+        answer.set()
+        assert await asked[0] == "good"
+        with pytest.raises(TeacherUnavailableError, match="stopped before it was sent again, the last time: 503"):
+            await asked[1]
+        for task in asked[2:]:
+            with pytest.raises(TeacherStoppedError):
+                await task
+        assert (len(sent_again), len(sent_never)) == (1, 0)
+
+    asyncio.run(work())
+
+
+def test_a_sending_that_fails_after_stop_is_not_repeated() -> None:
+    async def work() -> None:
+        transport = Transport("https://host/v1", RateLimit(1))
+
+        async def send() -> str:
+            transport.stop()
+            raise SendingFailedError("reset")
+
+        with pytest.raises(TeacherUnavailableError, match="stopped before it was sent again"):
+            await transport.ask("key", send)
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(("replies_before", "ends"), [(0, InputError), (1, TeacherSilentError)])
+def test_endpoint_that_refuses_the_first_questions_refuses_what_they_have_in_common(
+    replies_before: int, ends: type[Exception]
+) -> None:
+    async def work() -> None:
+        transport = a_transport(Clock())
+        good, _ = scripted("good")
+        refused, sent = scripted(SendingFailedError("400: no such parameter", "never"))
+        for number in range(replies_before):
+            await transport.ask(f"good {number}", good)
+        for number in range(4):
+            with pytest.raises(TeacherSilentError):
+                await transport.ask(f"refused {number}", refused)
+        with pytest.raises(ends, match="400: no such parameter") as caught:
+            await transport.ask("the last", refused)
+        assert type(caught.value) is ends
+        assert len(sent) == 5
+
+    asyncio.run(work())
 
 
 def test_cancelling_a_question_ends_it_and_frees_its_place() -> None:
