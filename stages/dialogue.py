@@ -27,10 +27,9 @@ from mulcot.teachers.limits import Budget, Stoppable
 from mulcot.teachers.store import LabelStore
 from mulcot.teachers.store_writer import GroupCommit
 from mulcot.types import InputError, Post, Rationale, RationaleRecord, Setting, Source
-from stages.outcomes import Ask, Failure, Outcome, Rules
+from stages.outcomes import PROMPT_USES, Ask, Failure, Outcome, Rules
 
 SETTINGS: Final[tuple[Setting, ...]] = ("msc", "masc")
-USES: Final[dict[TeacherUse, PromptUse]] = {"predict": "teacher_predict", "explain": "teacher_explain"}
 _BLANKS: Final = re.compile(r"(?:\s|\\[nrt]){100}")
 """A model that is caught in a loop of blanks, also of those that JSON spells with a backslash."""
 _LOOK_SECONDS: Final = 0.1
@@ -212,7 +211,7 @@ class Dialogue:
     def _question(self, log: _Log, use: TeacherUse) -> _Question:
         post = log.post
         label = post.label if use == "explain" else None
-        prompt = get_prompt(post.setting, USES[use])
+        prompt = get_prompt(post.setting, self._rules.prompt_use(use))
         log.prompt_hash = prompt.hash
         text = prompt.render(post, self._rules.labels, label=label)
         request = TeacherRequest(post, text, use, label, sample=log.sample)
@@ -306,7 +305,7 @@ class Dialogue:
 
     def _note_prompt(self, question: _Question) -> None:
         """Keeps the version of a prompt that is about to be answered, once a run."""
-        name = prompt_name(question.request.post.setting, question.request.use)
+        name = prompt_name(question.request.post.setting, self._rules.prompt_use(question.request.use))
         if name not in self._noted:
             self._noted.add(name)
             self.writes.note(partial(self._store.set_expected, name, question.prompt_hash))
@@ -350,9 +349,9 @@ class Dialogue:
         )
 
 
-def prompt_name(setting: Setting, use: TeacherUse) -> str:
+def prompt_name(setting: Setting, use: PromptUse) -> str:
     """What the version of a prompt is called in a store."""
-    return f"the prompt {setting}_teacher_{use}"
+    return f"the prompt {setting}_{use}"
 
 
 def refuse_other_prompts(store: LabelStore) -> None:
@@ -362,12 +361,12 @@ def refuse_other_prompts(store: LabelStore) -> None:
         InputError: it answers others.
     """
     for setting in SETTINGS:
-        for use, name in USES.items():
+        for use in PROMPT_USES:
             explain = (
                 "every post would be asked about anew; take another stage folder or the mulcot that made it, or give "
                 "model.init_args.other_prompts: true"
             )
-            store.expect(prompt_name(setting, use), get_prompt(setting, name).hash, explain)
+            store.expect(prompt_name(setting, use), get_prompt(setting, use).hash, explain)
 
 
 def image_sha256(post: Post) -> str:

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
+from mulcot.prompts import PromptUse
+from mulcot.teachers.base import TeacherUse
 from mulcot.teachers.filters import RationaleFilter
 from mulcot.types import InputError, Post, RationaleRecord
 
 Failure = Literal["unlabelled", "malformed", "contradicting", "filtered", "silent", "unavailable"]
 """Why there is no rationale: no gold label; replies that do not parse; explanations whose own Prediction is not the
 label that was given; rationales that a filter refused; no reply, now or later; no reply this time."""
+
+
+PromptWords = Literal["teacher", "trained"]
+"""In whose words a teacher is asked to predict: at length, for a model that has never seen the task; or in those that
+assistant and student are trained on, the only ones that a model of mulcot's own knows."""
+_PROMPTS: Final[dict[PromptWords, dict[TeacherUse, PromptUse]]] = {
+    "teacher": {"predict": "teacher_predict", "explain": "teacher_explain"},
+    "trained": {"predict": "reasoning", "explain": "teacher_explain"},  # no model is trained to explain a given label
+}
+PROMPT_USES: Final[tuple[PromptUse, ...]] = ("teacher_predict", "teacher_explain", "reasoning")
+"""All prompts that a teacher may be asked with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +40,12 @@ class Rules:
     """How many rationales of a post are asked for."""
     filters: tuple[RationaleFilter, ...] = ()
     """What a rationale must be beside well-formed and right."""
+    prompt: PromptWords = "teacher"
+    """In whose words the teacher is asked to predict."""
+
+    def prompt_use(self, use: TeacherUse) -> PromptUse:
+        """The prompt for a question."""
+        return _PROMPTS[self.prompt][use]
 
     def __post_init__(self) -> None:
         if not self.labels:

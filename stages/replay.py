@@ -14,8 +14,8 @@ from mulcot.teachers.base import Teacher
 from mulcot.teachers.settled import Conclusion
 from mulcot.teachers.store import LabelStore
 from mulcot.types import Post
-from stages.dialogue import SETTINGS, USES, Dialogue, image_sha256
-from stages.outcomes import Outcome, Rules
+from stages.dialogue import SETTINGS, Dialogue, image_sha256
+from stages.outcomes import PROMPT_USES, Outcome, Rules
 
 _LOOK_UP: Final = 500
 """Posts that one query of an estimate looks for."""
@@ -43,8 +43,8 @@ class Replay:
             "mulcot": version("mulcot"),
             "teacher": teacher.name,
             "parameters": dict(teacher.parameters),
-            "prompts": [get_prompt(setting, use).hash for setting in SETTINGS for use in USES.values()],
-            "rules": [rules.labels, rules.max_reasks, rules.accept_unlabelled],
+            "prompts": [get_prompt(setting, use).hash for setting in SETTINGS for use in PROMPT_USES],
+            "rules": [rules.labels, rules.max_reasks, rules.accept_unlabelled, rules.prompt],
         }
         self._common = hashlib.sha256(json.dumps(common, sort_keys=True).encode())
 

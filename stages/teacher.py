@@ -35,7 +35,7 @@ from stages.background import BackgroundLoop
 from stages.dialogue import Dialogue, refuse_other_prompts
 from stages.labelling_progress import LabellingProgress, stderr_console
 from stages.labelling_ranks import Ranks
-from stages.outcomes import Rules
+from stages.outcomes import PromptWords, Rules
 from stages.post_loaders import expected_posts, posts_of, split_names
 from stages.rationale_files import replayed_row, settled_row, write_metrics, write_rationale_files
 from stages.replay import Replay
@@ -73,6 +73,8 @@ class TeacherStage(LightningModule):
         max_requests: How many requests may be sent in all, over all runs with this label store.
         max_usd: How many US dollars may be spent, likewise; exceeded by no more than what is under way.
         prices: What a million tokens cost in US dollars, instead of the teacher's own prices.
+        prompt: In whose words the teacher is asked to predict; `trained` are those that assistant and student learn,
+            for a model of mulcot's own as a teacher: a teacher's prompt, four times as long, is noise to it.
         other_prompts: Goes on with a label store that answers another version of the prompts: all is asked anew.
     """
 
@@ -93,6 +95,7 @@ class TeacherStage(LightningModule):
         max_requests: int | None = None,
         max_usd: float | None = None,
         prices: Prices | None = None,
+        prompt: PromptWords = "teacher",
         other_prompts: bool = False,
     ) -> None:
         super().__init__()
@@ -104,7 +107,9 @@ class TeacherStage(LightningModule):
         self.teacher = teacher
         self.yes = False
         """Whether requests that cost money are sent without asking; the command's `--yes`."""
-        self._rules = Rules(tuple(labels), max_reasks, accept_unlabelled, rationales_per_post, tuple(filters or ()))
+        self._rules = Rules(
+            tuple(labels), max_reasks, accept_unlabelled, rationales_per_post, tuple(filters or ()), prompt
+        )
         self._limits = Budget(max_requests, max_usd, prices_of(teacher, prices))
         self._ranks: Ranks | None = None
         self._store: LabelStore | None = None

@@ -8,9 +8,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,9 +20,8 @@ from torch.utils.data import DataLoader
 
 from data_modules.readers import Table
 from mulcot.cli import main
-from mulcot.prompts import get_prompt
-from mulcot.teachers import OpenAITeacher, TeacherReply, TeacherRequest
-from mulcot.types import DEFAULT_LABELS, Post
+from mulcot.teachers import OpenAITeacher
+from mulcot.types import Post
 from stages import TeacherStage
 
 pytestmark = pytest.mark.slow
@@ -120,31 +118,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-class InTrainedWords:
-    """Asks a model that mulcot trained for its own label in the words that it was trained on.
-
-    Such a model knows the prompts of its two tasks alone; a teacher's prompt, four times as long, is noise to it.
-    """
-
-    def __init__(self, teacher: OpenAITeacher) -> None:
-        self.teacher = teacher
-        self.close = teacher.close
-
-    @property
-    def name(self) -> str:
-        return self.teacher.name
-
-    @property
-    def parameters(self) -> Mapping[str, str | int | float]:
-        return {**self.teacher.parameters, "prompt": "reasoning"}
-
-    async def complete(self, request: TeacherRequest) -> TeacherReply:
-        if request.use == "predict":
-            prompt = get_prompt(request.post.setting, "reasoning").render(request.post, DEFAULT_LABELS)
-            request = replace(request, prompt=prompt)
-        return await self.teacher.complete(request)
-
-
 class Posts(LightningDataModule):
     """The posts of one split."""
 
@@ -166,7 +139,7 @@ def test_of_the_trained_assistant_more_than_half_is_accepted(trained: Path, tmp_
         teacher = OpenAITeacher(
             url, str(model), api_key_env=None, temperature=0.0, max_tokens=160, deadline=PATIENCE, concurrency=4
         )
-        stage = TeacherStage(InTrainedWords(teacher), tmp_path / "stage", max_reasks=0)
+        stage = TeacherStage(teacher, tmp_path / "stage", max_reasks=0, prompt="trained")
         trainer = Trainer(
             accelerator="cpu",
             devices=1,

@@ -354,6 +354,22 @@ def test_new_posts_alone_are_asked(tmp_path: Path, splits: dict[str, list[Post]]
     assert exports(tmp_path / "a") == exports(tmp_path / "b")
 
 
+def test_a_teacher_may_be_asked_in_the_words_that_students_are_trained_on(
+    tmp_path: Path, make_post: Callable[..., Post]
+) -> None:
+    post = make_post(1, "positive")
+    script = {("post-1", "predict", 0): good("negative"), ("post-1", "explain", 0): good("positive")}
+    teacher = Scripted({(post.id, use, attempt): reply for (_, use, attempt), reply in script.items()})
+    (outcome,) = converse(tmp_path, teacher, post, prompt="trained")
+    asked = {request.use: request.prompt.text for request in teacher.requests}
+    for use, prompt in (("predict", get_prompt("msc", "reasoning")), ("explain", get_prompt("msc", "teacher_explain"))):
+        label = "positive" if use == "explain" else None
+        assert asked[use] == prompt.render(post, DEFAULT_LABELS, label=label).text
+    assert outcome.record is not None
+    converse(tmp_path, teacher, post, prompt="teacher")
+    assert teacher.asked.count((post.id, "predict", 0)) == 2, "a reply to other words is another reply"
+
+
 def test_a_request_that_a_stopped_teacher_did_not_send_leaves_no_trace(
     tmp_path: Path, make_post: Callable[..., Post]
 ) -> None:
