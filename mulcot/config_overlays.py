@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any, Final
@@ -13,6 +14,9 @@ from mulcot.types import InputError
 
 _LOSS_FLAG: Final = re.compile(r"--losses\.[^.]+(?:\.class_path)?")
 """A flag that names a loss's class, or the whole loss."""
+
+_NESTED_FLAG: Final = re.compile(r"--(\w+(?:\.init_args\.\w+){2,})(=null)?")
+"""A flag for an argument of a class that is itself an argument of a class."""
 
 
 class NamedConfigFile(ActionConfigFile):
@@ -52,6 +56,28 @@ def with_losses_replaced(args: Sequence[str]) -> list[str]:
         if _LOSS_FLAG.fullmatch(name) and value != "null":
             given.append(f"--losses.{name.split('.')[1]}=null")
         given.append(arg)
+    return given
+
+
+def with_nulls_kept(args: Sequence[str]) -> list[str]:
+    """The arguments, with `--model.init_args.teacher.init_args.seed null` written as a value of `--model`.
+
+    jsonargparse hands such a flag to the inner class's parser as text, in which null has become the word None.
+    """
+    given: list[str] = []
+    for arg in args:
+        before = _NESTED_FLAG.fullmatch(given[-1]) if given and arg == "null" else None
+        flag = before or _NESTED_FLAG.fullmatch(arg)
+        if flag is None or not (before or flag[2]):
+            given.append(arg)
+            continue
+        if before:
+            given.pop()
+        name, *keys = flag[1].split(".")
+        value: Any = None
+        for key in reversed(keys):
+            value = {key: value}
+        given.append(f"--{name}={json.dumps(value)}")
     return given
 
 

@@ -27,7 +27,7 @@ from mulcot import teachers as _teachers  # noqa: F401 (registers the teachers' 
 from mulcot.callbacks import BestEpoch, DistillationLoss, ProgressFile, RandomStates
 from mulcot.checkpoints import DurableCheckpointIO, read_checkpoint
 from mulcot.config_errors import check_unicode, explain_config_error
-from mulcot.config_overlays import NamedConfigFile, with_losses_replaced
+from mulcot.config_overlays import NamedConfigFile, with_losses_replaced, with_nulls_kept
 from mulcot.files import write_atomic
 from mulcot.manifests import command_key, input_digests
 from mulcot.models import MODEL_FOLDER, find_model, load_trained
@@ -99,7 +99,7 @@ class MulcotCLI(LightningCLI):
         """Parses; a mistake becomes one line that names file and key."""
         check_unicode(args)
         try:
-            self.config = parser.parse_args(with_losses_replaced(args))
+            self.config = parser.parse_args(with_nulls_kept(with_losses_replaced(args)))
         except (ArgumentError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise

@@ -232,3 +232,17 @@ def test_the_chain_runner_and_the_verbs_share_the_way_of_reading_yaml(tmp_path: 
     (tmp_path / "chain.yaml").write_text("steps: {a: {verb: report}, a: {verb: report}}\n")
     with pytest.raises(InputError, match=r"chain\.yaml:1: not YAML: the key a stands twice"):
         main_run(["--config", str(tmp_path / "chain.yaml")])
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_null_for_a_teachers_argument_is_null(capsys: pytest.CaptureFixture[str], joined: bool) -> None:
+    flags = [f"--model.init_args.teacher.init_args.{name}" for name in ("api_key_env", "max_pixels")]
+    given = [part for flag in flags for part in ([f"{flag}=null"] if joined else [flag, "null"])]
+    configs = ["--config", "teacher.yaml", "--config", "teachers/openai.yaml"]
+    with pytest.raises(SystemExit) as left:
+        main(["predict", *configs, *given, "--model.init_args.max_requests", "7", "--print_config"])
+    assert left.value.code == 0
+    model = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    teacher = model["teacher"]["init_args"]
+    assert (teacher["api_key_env"], teacher["max_pixels"]) == (None, None)
+    assert (teacher["model"], model["max_requests"]) == ("gpt-4o-mini", 7), "the rest stays"
