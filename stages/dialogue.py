@@ -132,6 +132,10 @@ class Dialogue:
     def stop(self) -> None:
         """Sends nothing new from now on; may be called from any thread. Dialogues that would send are cancelled."""
         self._stopped = True
+
+    def interrupt(self) -> None:
+        """Keeps back also what waits to be sent (again); a limit lets it go on. May be called from any thread."""
+        self.stop()
         if isinstance(self._teacher, Stoppable):
             self._teacher.stop()
 

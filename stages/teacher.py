@@ -233,7 +233,7 @@ class TeacherStage(LightningModule):
         """
         dialogue = self._dialogue
         if dialogue is not None:
-            dialogue.stop()
+            dialogue.interrupt()
             if now:
                 dialogue.abandon()
 

@@ -397,6 +397,7 @@ def test_a_request_that_a_stopped_teacher_did_not_send_leaves_no_trace(
         asked = asyncio.create_task(dialogue.run(make_post(1, "positive")))
         while not teacher.asked:
             await asyncio.sleep(0.001)
+        dialogue.interrupt()
         await dialogue.drain(60)
         with pytest.raises(asyncio.CancelledError):
             await asked
