@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Final, Literal, Self, cast
+from typing import Any, ClassVar, Final, Literal, Protocol, Self, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from torch import Tensor
 from mulcot.types import InputError
 
 _TEMPERATURE_TOLERANCE: Final = 1e-6
+_DRAWN_AT_ONCE: Final = 2**22
+"""Probabilities in fp64 that `Sampled.from_logits` holds at once."""
 
 ViewKind = Literal["top_k", "dense", "sampled", "aligned", "hidden"]
 """The forms that a term may ask for."""
@@ -26,22 +28,23 @@ ViewKind = Literal["top_k", "dense", "sampled", "aligned", "hidden"]
 class _PerToken:
     """What views whose tensors all run along tokens have in common."""
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name, each running along tokens."""
         values = {field.name: getattr(self, field.name) for field in fields(cast(Any, self))}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     def __len__(self) -> int:
         """How many tokens there are."""
-        return len(next(iter(self._tensors().values())))
+        return len(next(iter(self.tensors().values())))
 
     def __getitem__(self, tokens: slice | Tensor) -> Self:
         """The view of some of the tokens: a slice, or an index or boolean mask `[tokens]`."""
-        parts = {name: value[tokens] for name, value in self._tensors().items()}
+        parts = {name: value[tokens] for name, value in self.tensors().items()}
         return cast(Self, replace(cast(Any, self), **parts))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The view on another device."""
-        parts = {name: value.to(device, non_blocking=non_blocking) for name, value in self._tensors().items()}
+        parts = {name: value.to(device, non_blocking=non_blocking) for name, value in self.tensors().items()}
         return cast(Self, replace(cast(Any, self), **parts))
 
 
@@ -63,7 +66,8 @@ class Dense(_PerToken):
             InputError: the temperature is not a positive number.
         """
         check_temperature(temperature)
-        return (accumulable(self.logits[:, : self.rows]) / temperature).log_softmax(dim=-1)
+        logits = accumulable(self.logits[:, : self.rows].detach())
+        return ((logits - logits.amax(dim=-1, keepdim=True)) / temperature).log_softmax(dim=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,17 +121,13 @@ class TopK(_PerToken):
         Raises:
             InputError: the views are of different temperatures, or of vocabularies of different sizes.
         """
-        temperatures = sorted({view.temperature for view in views})
-        if len(temperatures) > 1:
-            raise InputError(f"temperature: soft labels of {temperatures} cannot be mixed; make them all with one")
-        if len({view.rows for view in views}) > 1:
-            raise InputError("soft labels over vocabularies of different sizes cannot be mixed; make them all with one")
+        _check_alike(views)
         return cls(
             torch.cat([view.ids for view in views]),
             torch.cat([view.log_probs for view in views]),
             torch.cat([view.log_tail for view in views]),
             torch.cat([view.log_z for view in views]),
-            temperatures[0],
+            views[0].temperature,
             views[0].rows,
         )
 
@@ -139,7 +139,8 @@ class TopK(_PerToken):
     def at(self, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probabilities `[tokens, k]` and log of the tail's mass `[tokens]` at a temperature; they sum to 1.
 
-        The tail at T≠1 is 1 - Σ of the others, exact to about 1e-7 (fp32); where that is 0 or less it is -inf.
+        The tail at T≠1 is 1 - Σ of the others, exact to about 1e-7 (fp32), and no less than what its mass at T=1 leaves
+        possible: a divergence that takes its logarithm must not see a tail of 0 where there is one.
 
         Raises:
             InputError: the temperature is neither 1 nor the one that the view was made for.
@@ -149,15 +150,22 @@ class TopK(_PerToken):
             total = torch.logaddexp(self.log_probs.logsumexp(dim=-1), self.log_tail)
             return self.log_probs - total.unsqueeze(-1), self.log_tail - total
         if not same_temperature(temperature, self.temperature):
-            raise InputError(
-                f"temperature: these soft labels were made for T={self.temperature:g} and cannot serve "
-                f"T={temperature:g}; set T={self.temperature:g} or make the cache anew"
-            )
+            raise _another_temperature(self.temperature, temperature)
         scaled = self.log_probs / temperature
         # This difference is exactly 0 where the tail is negligible; summing after subtracting log Z would not give 0.
         log_tail = log1mexp(scaled.logsumexp(dim=-1) - self.log_z)
+        log_tail = torch.maximum(log_tail, self._least_log_tail(temperature))
         log_tail = log_tail.masked_fill(self.log_tail == -math.inf, -math.inf)
         return scaled - self.log_z.unsqueeze(-1), log_tail
+
+    def _least_log_tail(self, temperature: float) -> Tensor:
+        """A lower bound of the tail's log-mass at T: Σ x^s ≥ (Σ x)^s for s = 1/T ≤ 1, and n^(1-s) times that beyond."""
+        bound = self.log_tail / temperature - self.log_z
+        if temperature >= 1:
+            return bound
+        if self.rows is None:
+            return torch.full_like(bound, -math.inf)
+        return bound - (1 / temperature - 1) * math.log(max(1, self.rows - self.k))
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +188,77 @@ class Sampled(_PerToken):
     """The T of `log_probs`, the only one that this view serves."""
     rows: int | None = None
     """See `TopK`."""
+
+    @classmethod
+    @torch.no_grad()
+    def from_logits(
+        cls,
+        logits: Tensor,
+        draws: int,
+        temperature: float,
+        generator: torch.Generator | None = None,
+        *,
+        proposal_temperature: float = 1.0,
+        self_normalised: bool = False,
+    ) -> Sampled:
+        """Ids drawn with replacement from the assistant's distribution p^T, or from a flatter one.
+
+        Draws of one id are merged: its weight is (times drawn / draws) · p(id) / π(id), with π ∝ p^(1 / proposal
+        temperature) what was drawn from. The fp64 sums matter: in fp32 all ids below 3e-8 together would be lost.
+
+        Args:
+            logits: the assistant's, `[tokens, vocab]`, of any floating dtype.
+            draws: how many a token; the view is as wide.
+            temperature: T.
+            generator: the source of randomness, on any device.
+            proposal_temperature: 1 draws from p^T itself; above 1 the unlikely ids come more often and count less.
+            self_normalised: makes the weights of a token sum to 1, which trades the unbiasedness for less variance;
+                of no consequence when p^T itself is drawn from.
+
+        Raises:
+            InputError: no draw was asked for, or a temperature is not a positive number.
+        """
+        if draws < 1:
+            raise InputError(f"draws: {draws} samples a token were asked for; it must be 1 or more")
+        check_temperature(temperature)
+        check_temperature(proposal_temperature)
+        tokens, vocab = logits.shape
+        step = max(1, _DRAWN_AT_ONCE // vocab)
+        parts = [
+            _draw(logits[start : start + step], draws, temperature, proposal_temperature, generator)
+            for start in range(0, max(1, tokens), step)
+        ]
+        ids, weights, log_probs = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        if self_normalised:
+            weights /= weights.sum(dim=-1, keepdim=True)
+        return cls(ids, weights, log_probs, float(temperature), vocab)
+
+    def at(self, temperature: float) -> Tensor:
+        """Log-probabilities `[tokens, m]` of the drawn ids at the view's own temperature.
+
+        Raises:
+            InputError: the temperature is another one.
+        """
+        check_temperature(temperature)
+        if not same_temperature(temperature, self.temperature):
+            raise _another_temperature(self.temperature, temperature)
+        return self.log_probs
+
+    @classmethod
+    def cat(cls, views: Sequence[Sampled]) -> Sampled:
+        """Several views, at least one, as one, as wide as the widest of them; see `TopK.cat`.
+
+        Raises:
+            InputError: the views are of different temperatures, or of vocabularies of different sizes.
+        """
+        _check_alike(views)
+        width = max(view.ids.shape[-1] for view in views)
+
+        def joined(name: str) -> Tensor:
+            parts = [getattr(view, name) for view in views]
+            return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[-1])) for part in parts])
+
+        return cls(joined("ids"), joined("weights"), joined("log_probs"), views[0].temperature, views[0].rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,13 +290,62 @@ class Projected:
         return Dense(logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh(), self.rows)
 
 
-View = TopK | Dense | Sampled | Projected
-"""Anything that a term may be given; a chunk of a `Projected` is a `Dense`."""
+class View(Protocol):
+    """Anything that a term may be given: it covers tokens, and gives the same of some of them."""
+
+    kind: ClassVar[ViewKind]
+
+    def __len__(self) -> int:
+        """How many tokens there are."""
+        ...
+
+    def __getitem__(self, tokens: slice | Tensor) -> View:
+        """The view of some of the tokens; of a `Projected` that is a `Dense`."""
+        ...
+
+
+def _check_alike(views: Sequence[TopK] | Sequence[Sampled]) -> None:
+    """Refuse to join views that cannot be one."""
+    temperatures = sorted({view.temperature for view in views})
+    if len(temperatures) > 1:
+        raise InputError(f"temperature: soft labels of {temperatures} cannot be mixed; make them all with one")
+    if len({view.rows for view in views}) > 1:
+        raise InputError("soft labels over vocabularies of different sizes cannot be mixed; make them all with one")
 
 
 def accumulable(logits: Tensor) -> Tensor:
     """The logits in fp32, or in fp64 when they are so already."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _draw(
+    logits: Tensor, draws: int, temperature: float, proposal_temperature: float, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Distinct ids, their weights and their log-probabilities, each `[tokens, draws]` with zeros behind the last."""
+    log_p = Dense(logits).at(temperature)
+    log_proposal = Dense(log_p).at(proposal_temperature)
+    below = log_proposal.double().exp().cumsum(dim=-1)
+    # Row by row from a generator on any device: however a response is cut into calls, it draws the same.
+    device = below.device if generator is None else generator.device
+    points = torch.rand((len(logits), draws), generator=generator, device=device, dtype=torch.float64)
+    drawn = torch.searchsorted(below, points.to(below.device) * below[:, -1:], right=True)
+    drawn = drawn.clamp_(max=logits.shape[-1] - 1).sort(dim=-1).values
+    is_new = torch.ones_like(drawn)
+    is_new[:, 1:] = drawn.diff(dim=-1) != 0
+    place = is_new.cumsum(dim=-1) - 1
+    ids = torch.zeros_like(drawn).scatter_(-1, place, drawn)
+    times = log_p.new_zeros(drawn.shape).scatter_add_(-1, place, log_p.new_ones(drawn.shape))
+    log_probs = log_p.gather(-1, ids)
+    weights = times / draws * (log_probs - log_proposal.gather(-1, ids)).exp()
+    behind = times == 0
+    return ids, weights.masked_fill(behind, 0.0), log_probs.masked_fill(behind, 0.0)
+
+
+def _another_temperature(made_for: float, asked: float) -> InputError:
+    return InputError(
+        f"temperature: these soft labels were made for T={made_for:g} and cannot serve T={asked:g}; "
+        f"set T={made_for:g} or make the cache anew"
+    )
 
 
 def log1mexp(x: Tensor) -> Tensor:
