@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor
 
 from mulcot.losses import TopK, forward_kl
-from mulcot.soft_labels import MANIFEST, SoftLabelCache, SoftLabelWriter
+from mulcot.soft_labels import MANIFEST, SoftLabelCache, SoftLabelForm, SoftLabelWriter
 from mulcot.types import TASKS, InputError, MissingInputError, Task
 
 FINGERPRINT = {"assistant": "a1", "template": "t1"}
 VOCAB, K = 50, 8
+TOP_K = SoftLabelForm.top_k(K, 2.0)
 Response = tuple[str, Task, list[int], TopK]
 
 
@@ -35,7 +37,7 @@ def make_responses(posts: int, tokens: int = 7, k: int = K) -> list[Response]:
 
 
 def make_writer(folder: Path, shard_tokens: int = 20, rank: int = 0) -> SoftLabelWriter:
-    return SoftLabelWriter(folder, FINGERPRINT, K, 2.0, shard_tokens, vocab_rows=VOCAB, rank=rank)
+    return SoftLabelWriter(folder, FINGERPRINT, TOP_K, shard_tokens, vocab_rows=VOCAB, rank=rank)
 
 
 def write(folder: Path, responses: list[Response]) -> SoftLabelCache:
@@ -126,7 +128,53 @@ def test_a_stale_cache_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"begun with other settings: fingerprint\.template is 't1'.*, k is 8.* 9 here"
     ):
-        SoftLabelWriter(tmp_path, {"assistant": "a1", "template": "t2"}, 9, 2.0, vocab_rows=VOCAB)
+        SoftLabelWriter(tmp_path, {"assistant": "a1", "template": "t2"}, SoftLabelForm.top_k(9, 2.0), vocab_rows=VOCAB)
+
+
+def test_a_prompt_that_changed_makes_its_soft_labels_stale(tmp_path: Path) -> None:
+    """The post's id and its response are the same, its text or picture is another."""
+    (post_id, task, ids, view), *_ = make_responses(1)
+    writer = make_writer(tmp_path)
+    writer.add(post_id, task, ids, view, "prompt-1")
+    writer.close()
+    assert writer.has(post_id, task, ids, "prompt-1")
+    assert not writer.has(post_id, task, ids, "prompt-2")
+    cache = SoftLabelCache(tmp_path)
+    assert same(cache.get(post_id, task, ids, "prompt-1"), next(iter(cache.items()))[1])
+    with pytest.raises(InputError, match=r"post 'post-0', task reasoning.*another text, aspect or picture .* stale"):
+        cache.get(post_id, task, ids, "prompt-2")
+
+
+@pytest.mark.parametrize("changed", ["kind", "temperature", "draws", "seed", "vocab_rows", "made_with.dtype"])
+def test_a_build_is_not_gone_on_with_under_other_settings(tmp_path: Path, changed: str) -> None:
+    form, rows, made_with = SoftLabelForm.sampled(4, 2.0), VOCAB, {"dtype": "float32"}
+    writer = SoftLabelWriter(tmp_path, FINGERPRINT, form, vocab_rows=rows, made_with=made_with)
+    writer.add("p", "reasoning", [1, 2], form.view(make_logits(0, 2), torch.Generator()))
+    writer.flush()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    if changed == "vocab_rows":
+        rows = VOCAB - 1
+    elif changed == "made_with.dtype":
+        made_with = {"dtype": "bfloat16"}
+    elif changed == "kind":
+        form = SoftLabelForm.top_k(4, 2.0)
+    else:
+        form = replace(form, **{changed: 7})
+    with pytest.raises(InputError, match=rf"{changed} is .* in the cache and .* here.*--fresh"):
+        SoftLabelWriter(tmp_path, FINGERPRINT, form, vocab_rows=rows, made_with=made_with)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_cache_of_an_earlier_version_is_neither_read_nor_gone_on_with(tmp_path: Path) -> None:
+    """Format 1 as it was: settings without a format, a list of four for each response."""
+    write(tmp_path, make_responses(1))
+    path = tmp_path / "shard-r000-00000.json"
+    index = json.loads(path.read_text())
+    index["settings"] = {"k": K, "temperature": 2.0, "vocab_rows": VOCAB, "fingerprint": FINGERPRINT}
+    index["entries"] = [[*entry[:3], entry[4]] for entry in index["entries"]]
+    path.write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"with other settings: .*format is None in the cache and 2 here.*--fresh"):
+        make_writer(tmp_path)
 
 
 def test_a_missing_cache_names_the_command(tmp_path: Path) -> None:
@@ -190,9 +238,10 @@ def test_damaged_or_foreign_manifests_are_refused(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(InputError, match=r"'\.\./elsewhere' is not the name of a shard"):
         SoftLabelCache(tmp_path)
-    (tmp_path / MANIFEST).write_text(json.dumps({**manifest, "format": 2}))
-    with pytest.raises(InputError, match="format 2 is not known"):
-        SoftLabelCache(tmp_path)
+    for number, whose in ((1, "an earlier"), (3, "another")):
+        (tmp_path / MANIFEST).write_text(json.dumps({**manifest, "format": number}))
+        with pytest.raises(InputError, match=f"format {number} is not known.*: {whose} version.*make it anew with"):
+            SoftLabelCache(tmp_path)
     (tmp_path / MANIFEST).write_text("{")
     with pytest.raises(InputError, match=r"soft_labels\.json: the file is damaged"):
         SoftLabelCache(tmp_path)
@@ -206,14 +255,25 @@ def test_a_cache_that_is_in_use_can_be_sent_to_a_worker(tmp_path: Path) -> None:
     assert same(there.get(*responses[0][:3]), first)
 
 
+def test_what_a_cache_says_of_itself_is_read_from_its_manifest_alone(tmp_path: Path) -> None:
+    write(tmp_path, make_responses(1))
+    for path in tmp_path.glob("shard-*"):
+        path.unlink()
+    about = SoftLabelCache.describe(tmp_path)
+    assert (about.kind, about.k, about.temperature, about.vocab_rows) == ("top_k", K, 2.0, VOCAB)
+    assert (about.fingerprint, about.tokens, about.form) == (FINGERPRINT, 28, TOP_K)
+    with pytest.raises(MissingInputError, match="no finished soft-label cache"):
+        SoftLabelCache.describe(tmp_path / "nowhere")
+
+
 def test_views_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     writer = make_writer(tmp_path)
     view = TopK.from_logits(make_logits(0, 3), K, 2.0)
     bad = TopK(view.ids, view.log_probs * math.nan, view.log_tail, view.log_z, 2.0)
     wide = TopK.from_logits(make_logits(0, 3, vocab=VOCAB * 4), K, 2.0)
     for ids, given, message in [
-        ([1, 2], view, r"\(3, 8, 2\.0\), expected \(2, 8, 2\.0\)"),
-        ([1, 2, 3], TopK.from_logits(make_logits(0, 3), K, 1.0), r"\(3, 8, 1\.0\)"),
+        ([1, 2], view, r"\('top_k', 3, 8, 2\.0\), expected \('top_k', 2, 8, 2\.0\)"),
+        ([1, 2, 3], TopK.from_logits(make_logits(0, 3), K, 1.0), r"\('top_k', 3, 8, 1\.0\)"),
         ([1, 2, 3], bad, "NaN"),
         ([1, 2, 3], wide, "50 vocabulary rows"),
         ([], view[:0], "no token"),
@@ -226,7 +286,7 @@ def test_views_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 def test_a_token_takes_less_than_400_bytes(tmp_path: Path) -> None:
     """With Qwen's vocabulary and the lengths of Twitter-2015: 256 tokens of reasoning, 5 of classification."""
     vocab, k = 151_936, 64
-    writer = SoftLabelWriter(tmp_path, FINGERPRINT, k, 2.0, 4_000, vocab_rows=vocab)
+    writer = SoftLabelWriter(tmp_path, FINGERPRINT, SoftLabelForm.top_k(k, 2.0), 4_000, vocab_rows=vocab)
     one = TopK.from_logits(make_logits(0, 1, vocab=vocab), k, 2.0)
     for post in range(40):
         for task, tokens in zip(TASKS, (256, 5), strict=True):
@@ -240,7 +300,7 @@ def test_a_token_takes_less_than_400_bytes(tmp_path: Path) -> None:
 
 
 def stored(folder: Path, view: TopK, vocab: int) -> tuple[TopK, float]:
-    writer = SoftLabelWriter(folder, {}, view.k, view.temperature, vocab_rows=vocab)
+    writer = SoftLabelWriter(folder, {}, SoftLabelForm.top_k(view.k, view.temperature), vocab_rows=vocab)
     ids = list(range(len(view)))
     writer.add("p", "reasoning", ids, view)
     writer.close()
