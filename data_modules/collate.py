@@ -22,8 +22,8 @@ class TrainingPosts:
 
     Args:
         encoded: the posts; its tasks are those that are trained.
-        gold: the gold label of each post as its number in the encoder's label set, `[posts]`; used for
-            `classification`.
+        gold: the gold label of each post as its number in the encoder's label set, `[posts]`, -1 where it has none;
+            used for `classification`.
         rationales: response ids of all rationales, post by post.
         first: where each post's rationales begin in `rationales`, and where the last one's end, `[posts + 1]`.
     """
@@ -54,7 +54,8 @@ class TrainingPosts:
         """The numbers of a post's responses: in `rationales`, or in `answers` for the classification."""
         if task == "reasoning":
             return range(int(self.first[index]), int(self.first[index + 1]))
-        return range(int(self.gold[index]), int(self.gold[index]) + 1)
+        known = int(self.gold[index])
+        return range(known, known + 1) if known >= 0 else range(0)
 
     def row(self, post: Post, index: int, task: Task, response: int) -> TextRow:
         """A post with one of its responses."""

@@ -20,7 +20,7 @@ from data_modules.readers import Converted, Reader
 from data_modules.readers.row_log import OnBadRow, RowLog
 from data_modules.source import PostSource, is_many, tell
 from mulcot.rows import RowCollator, RowEncoder, TextRow
-from mulcot.soft_labels import SoftLabelCache
+from mulcot.soft_labels import CachedView, SoftLabelCache, prompt_digest
 from mulcot.types import (
     SPLITS,
     InputError,
@@ -49,6 +49,8 @@ class RowUser(Protocol):
     """What `predict` wants: plain posts, prompts to answer, or the responses to be learnt."""
     soft_label_fingerprint: dict[str, str] | None
     """What a soft-label cache must have been built with; None when any will do."""
+    assistant_encoder: RowEncoder | None
+    """Encodes the same rows for an assistant beside the student; None where there is none, or it takes the same."""
 
 
 class MultimodalDataModule(LightningDataModule):
@@ -158,7 +160,8 @@ class MultimodalDataModule(LightningDataModule):
         trainer = self._trainer
         parts = trainer.world_size * trainer.accumulate_grad_batches
         view = self._soft_label_view() if self.soft_label_folder else None
-        collator = RowCollator(self._user.encoder, view, self.picture_cache_mb, self.source.place_of("train"))
+        place_of, beside = self.source.place_of("train"), self._user.assistant_encoder
+        collator = RowCollator(self._user.encoder, view, self.picture_cache_mb, place_of, beside)
         posts = self.training_posts()
         data = TrainingSet(posts, collator, self.rationales_per_post, self.max_tokens, parts, self.seed)
         sampler = StepSampler(
@@ -188,7 +191,20 @@ class MultimodalDataModule(LightningDataModule):
             return [self._posts_as_they_are(split) for split in self.predict_splits]
         if kind == "questions":
             return [self._questions("train", ["reasoning"])]
-        return [self._responses()]
+        collator = RowCollator(self._user.encoder, place_of=self.source.place_of("train"))
+        return [self._responses(self.training_posts(), collator)]
+
+    def held_out_dataloader(self) -> DataLoader[Any]:
+        """The validation posts as rows with their responses (references, gold labels), for losses on unseen posts."""
+        posts, user = self.posts("val"), self._user
+        references = self.references("val") if "reasoning" in user.tasks else {}
+        given = [references.get(post_id) for post_id in ids_of(posts)]
+        first = np.cumsum([0, *(record is not None for record in given)], dtype=np.int64)
+        rationales = Ragged.of(user.encoder.response_ids(record.rationale.to_json()) for record in given if record)
+        gold = [user.encoder.labels.index(post.label) if post.label in user.encoder.labels else -1 for post in posts]
+        responses = TrainingPosts(self._encode("val", user.tasks), np.array(gold, dtype=np.int64), rationales, first)
+        collator = RowCollator(user.encoder, place_of=self.source.place_of("val"), assistant=user.assistant_encoder)
+        return self._responses(responses, collator)
 
     def training_posts(self) -> TrainingPosts:
         """The training split tokenised, with the rationales of every given file.
@@ -247,9 +263,17 @@ class MultimodalDataModule(LightningDataModule):
                 self._encoded[key] = EncodedPosts.encode(posts, encoder, tasks, place_of=place_of)
         return self._encoded[key]
 
-    def _soft_label_view(self) -> Callable[[TextRow], Any]:
+    def _soft_label_view(self) -> Callable[[TextRow], CachedView]:
         cache = SoftLabelCache(cast(Path, self.soft_label_folder), self._user.soft_label_fingerprint)
-        return lambda row: cache.get(row.post.id, row.task, row.response_ids)
+        prompts: dict[tuple[str, Task], str] = {}  # a picture is read for it, so once in a process
+
+        def view(row: TextRow) -> CachedView:
+            key = (row.post.id, row.task)
+            if key not in prompts:
+                prompts[key] = prompt_digest(row)
+            return cache.get(*key, row.response_ids, prompts[key])
+
+        return view
 
     def _tell_of_tokens(self, split: Split, posts: int) -> None:
         """Says when tokens must be made at every start although a conversion could keep them."""
@@ -273,7 +297,7 @@ class MultimodalDataModule(LightningDataModule):
 
     def _questions(self, split: Split, tasks: Sequence[Task]) -> DataLoader[Any]:
         encoder = self._user.encoder
-        references = self._references(split) if "reasoning" in tasks else {}
+        references = self.references(split) if "reasoning" in tasks else {}
         encoded = self._encode(split, tasks)
         collator = RowCollator(encoder, place_of=self.source.place_of(split))
         data = QuestionSet([], encoded, collator, tasks, references)
@@ -282,7 +306,7 @@ class MultimodalDataModule(LightningDataModule):
         data.slices = self._mine(self._batches(lengths, rows), empty=[])
         return self._loader(data)
 
-    def _references(self, split: Split) -> dict[str, RationaleRecord]:
+    def references(self, split: Split) -> dict[str, RationaleRecord]:
         """The first reference of every post of a split; files may hold those of validation and test posts together."""
         if not self.reference_files or split == "train":
             return {}
@@ -293,9 +317,8 @@ class MultimodalDataModule(LightningDataModule):
         mine = set(ids_of(self.posts(split)))
         return {post_id: given[0] for post_id, given in records.items() if post_id in mine}
 
-    def _responses(self) -> DataLoader[Any]:
-        """Every row of the training split with its response, task by task, in batches of about the same length."""
-        posts = self.training_posts()
+    def _responses(self, posts: TrainingPosts, collator: RowCollator) -> DataLoader[Any]:
+        """Every row of the posts with its response, task by task, in batches of about the same length."""
         slices: list[list[tuple[int, int]]] = []
         tasks: list[Task] = []
         for task in posts.tasks:
@@ -309,7 +332,6 @@ class MultimodalDataModule(LightningDataModule):
             slices += [[rows[number] for number in batch] for batch in batches]
             tasks += [task] * len(batches)
         mine = self._mine(slices, empty=[]), self._mine(tasks, empty=posts.tasks[0])
-        collator = RowCollator(self._user.encoder, place_of=self.source.place_of("train"))
         return self._loader(ResponseSet(*mine, posts, collator))
 
     def _batches(self, lengths: Counts, rows_per_item: int) -> list[list[int]]:

@@ -35,12 +35,12 @@ def export(model: str, out: Path, dtype: Literal["float32", "bfloat16"] = "float
     from mulcot.models import find_model, load_model, load_processor, merge_adapter, read_settings, save_model
 
     _refuse_foreign(out)
-    labels, image_size = read_settings(find_model(model))
+    settings = read_settings(find_model(model))
     processor = load_processor(model)
     merged = merge_adapter(load_model(model, dtype=dtype))
     _make_room(out)  # now that nothing given can be wrong
     building = out / "building"
-    save_model(merged, processor, labels, image_size, building)
+    save_model(merged, processor, settings, building)
     for path in building.iterdir():
         path.rename(out / path.name)
     building.rmdir()

@@ -65,8 +65,8 @@ def _answer(model: str, post: Post, max_new_tokens: int, device: str) -> Answer:
     from stages.base import answer_questions
 
     chosen = _usable(device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu"))
-    labels, image_size = read_settings(find_model(model))
-    encoder = RowEncoder(load_processor(model), labels, image_size)
+    trained = read_settings(find_model(model))
+    encoder = RowEncoder(load_processor(model), trained.labels, trained.image_size, pad_end=trained.pad_end)
     encoded = EncodedPosts.encode([post], encoder, TASKS)
     batch = QuestionSet([[0]], encoded, RowCollator(encoder), TASKS, {})[0].to(chosen)
     network: Any = load_model(model).eval().to(chosen)

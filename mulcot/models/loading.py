@@ -15,9 +15,10 @@ from huggingface_hub.errors import HfHubHTTPError
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from mulcot.checkpoints import read_checkpoint
+from mulcot.models.parts import base_model, head_rows, vision_parameters
 from mulcot.types import InputError, MissingInputError
 
 DType = Literal["float32", "bfloat16"]
@@ -35,7 +36,7 @@ _HUB_SECONDS: Final = 10.0
 
 @dataclass
 class Lora:
-    """A low-rank adapter on the language model's linear layers; the vision tower is left alone."""
+    """A low-rank adapter on the language model's linear layers."""
 
     r: int = 16
     """Rank of the update."""
@@ -47,6 +48,8 @@ class Lora:
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     )
     """Names of the linear layers that are adapted."""
+    vision: bool = False
+    """Adapts the layers of these names in the vision tower as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ class ModelSource:
     labels: tuple[str, ...] | None = None
     """The label set of the checkpoint; None where a folder says it."""
     image_size: tuple[int, int] | None = None
+    pad_end: bool = False
     """The picture size of the checkpoint; None where pictures keep their shape, or a folder says it."""
 
     @property
@@ -130,6 +134,7 @@ def load_model(
     lora: Lora | None = None,
     freeze_vision: bool = False,
     trust_remote_code: bool = False,
+    rows: int | None = None,
 ) -> nn.Module:
     """Loads a vision-language model for training or inference.
 
@@ -141,6 +146,7 @@ def load_model(
         lora: puts a new adapter on a frozen base; None trains what is there.
         freeze_vision: keeps the vision tower and its projection as they are.
         trust_remote_code: runs code that comes with the model; only for a model that you have read.
+        rows: gives embeddings and head so many rows, new ones drawn at random; None leaves them.
 
     Returns:
         The model, a `PeftModel` where there is an adapter; `requires_grad` says what is trained.
@@ -162,6 +168,8 @@ def load_model(
         "use_safetensors": True,
     }
     model = _load(source, options)
+    if rows is not None and rows != head_rows(model):
+        base_model(model).resize_token_embeddings(rows, mean_resizing=False)
     if freeze_vision:
         for parameter in vision_parameters(base_model(model)):
             parameter.requires_grad_(False)
@@ -255,16 +263,22 @@ def _first_line(error: Exception) -> str:
 
 def add_lora(model: PreTrainedModel, lora: Lora) -> nn.Module:
     """Freezes `model` and puts an adapter in fp32 on the linear layers of its language model."""
-    names = language_layers(model, lora.targets)
+    names = language_layers(model, lora.targets, vision=lora.vision)
     if not names:
         raise InputError(f"model.init_args.lora.targets {lora.targets} name no linear layer of the language model")
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names, bias="none")
     return get_peft_model(model, config, autocast_adapter_dtype=True)
 
 
-def language_layers(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
-    """The full names of the language model's linear layers whose last name is in `targets`."""
-    inside = {id(module) for module in model.get_decoder().modules()}
+def language_layers(model: PreTrainedModel, targets: Sequence[str], *, vision: bool = False) -> list[str]:
+    """The full names of the linear layers whose last name is in `targets`.
+
+    Args:
+        model: the model.
+        targets: last names.
+        vision: takes those of the vision tower, too, and not of the language model alone.
+    """
+    inside = {id(module) for module in (model if vision else model.get_decoder()).modules()}
     return [
         name
         for name, module in model.named_modules()
@@ -272,42 +286,18 @@ def language_layers(model: PreTrainedModel, targets: Sequence[str]) -> list[str]
     ]
 
 
-def vision_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
-    """The parameters outside the language model and the head: the vision tower and its projection."""
-    head = model.get_output_embeddings()
-    inside = {id(p) for module in (model.get_decoder(), head) if module is not None for p in module.parameters()}
-    return [parameter for parameter in model.parameters() if id(parameter) not in inside]
+def text_config(given: str, *, trust_remote_code: bool = False) -> Any:
+    """The config of a model's language model, without its weights: layers, hidden size, rows of its head.
 
-
-def base_model(model: nn.Module) -> PreTrainedModel:
-    """The Hugging Face model below an adapter's wrapper; the adapter's layers stay in place inside it."""
-    return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
-
-
-def merge_adapter(model: nn.Module) -> nn.Module:
-    """The model with its adapter, if it has one, merged into the weights."""
-    return cast(Any, model).merge_and_unload() if isinstance(model, PeftModel) else model
-
-
-def hidden_states(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """The last hidden states `[B, L, hidden]`, before the head, so that the head sees only what it must."""
-    body = base_model(model).model
-    return cast(Tensor, body(**inputs, use_cache=False).last_hidden_state)
-
-
-def head(model: nn.Module) -> nn.Module:
-    """The output projection from hidden states to logits."""
-    return cast(nn.Module, base_model(model).get_output_embeddings())
-
-
-def head_rows(model: nn.Module) -> int:
-    """Rows of the head: how many ids a next token can have."""
-    return int(cast(Tensor, head(model).weight).shape[0])
-
-
-def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters that are trained, by name; tied ones once."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    Args:
+        given: see `find_model`.
+        trust_remote_code: see `load_model`.
+    """
+    source = find_model(given)
+    while (below := base_of(source)) is not None:
+        source = below
+    config = _from_pretrained(AutoConfig, "config", source, {"trust_remote_code": trust_remote_code})
+    return config.get_text_config()
 
 
 def load_trained(model: nn.Module, state: dict[str, Tensor], *, freeze_vision: bool = False) -> None:
@@ -321,9 +311,9 @@ def load_trained(model: nn.Module, state: dict[str, Tensor], *, freeze_vision: b
     Raises:
         InputError: a weight of the checkpoint has no place in the model, or one that the stage trained is missing.
     """
-    missing, unexpected = model.load_state_dict(
-        {name.removeprefix("model."): value for name, value in state.items()}, strict=False
-    )
+    # The projections of losses on hidden states lie beside them and serve training alone.
+    weights = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+    missing, unexpected = model.load_state_dict(weights, strict=False)
     kept = {id(parameter) for parameter in vision_parameters(base_model(model))} if freeze_vision else set()
     trained = {name for name, value in model.named_parameters() if value.requires_grad and id(value) not in kept}
     absent = sorted(set(missing) & trained)
@@ -352,4 +342,5 @@ def _source_of(path: Path) -> ModelSource:
         freeze_vision=origin["freeze_vision"],
         labels=tuple(origin["labels"]),
         image_size=tuple(origin["image_size"]) if origin["image_size"] else None,
+        pad_end=origin.get("pad_end", False),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,10 +20,20 @@ from mulcot.types import DEFAULT_LABELS
 SETTINGS_FILE: Final = "mulcot.json"
 
 
-def save_model(
-    model: nn.Module, processor: Any, labels: Sequence[str], image_size: tuple[int, int] | None, folder: Path
-) -> None:
-    """Writes weights (an adapter alone where there is one), processor, label set and prompts to `folder`.
+@dataclass(frozen=True, slots=True)
+class RowSettings:
+    """What a model was trained with beside its processor; rows for it must be made with the same."""
+
+    labels: tuple[str, ...] = DEFAULT_LABELS
+    """The label set, as it is named in prompts."""
+    image_size: tuple[int, int] | None = None
+    """Width and height that every picture is squeezed to; None keeps its shape."""
+    pad_end: bool = False
+    """Whether the pad token ends a response instead of the chat template's end of turn."""
+
+
+def save_model(model: nn.Module, processor: Any, settings: RowSettings, folder: Path) -> None:
+    """Writes weights (an adapter alone where there is one), processor, settings and prompts to `folder`.
 
     The folder appears whole or not at all: it is written beside its place and then renamed.
     """
@@ -34,27 +44,21 @@ def save_model(
     options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
     model.save_pretrained(building, **options)  # type: ignore[operator]
     processor.save_pretrained(building)
-    settings = {
-        "labels": list(labels),
-        "image_size": image_size,
-        "prompts": {f"{setting}/{use}": prompt.hash for (setting, use), prompt in sorted(PROMPTS.items())},
-    }
-    write_atomic(building / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
+    prompts = {f"{setting}/{use}": prompt.hash for (setting, use), prompt in sorted(PROMPTS.items())}
+    write_atomic(building / SETTINGS_FILE, json.dumps(asdict(settings) | {"prompts": prompts}, indent=2) + "\n")
     if folder.exists():
         shutil.rmtree(folder)
     building.rename(folder)
 
 
-def read_settings(source: ModelSource) -> tuple[tuple[str, ...], tuple[int, int] | None]:
-    """The label set and the picture size that a model was trained with.
-
-    For a model that mulcot did not write these are the default labels, and pictures keep their shape.
-    """
+def read_settings(source: ModelSource) -> RowSettings:
+    """What a model was trained with; for a model that mulcot did not write the defaults."""
     if source.labels is not None:
-        return source.labels, source.image_size
+        return RowSettings(source.labels, source.image_size, source.pad_end)
     path = Path(source.name) / SETTINGS_FILE
     if not path.is_file():
-        return DEFAULT_LABELS, None
+        return RowSettings()
     settings = json.loads(path.read_text(encoding="utf-8"))
     size = settings.get("image_size")
-    return tuple(settings["labels"]), None if size is None else (size[0], size[1])
+    image_size = None if size is None else (size[0], size[1])
+    return RowSettings(tuple(settings["labels"]), image_size, settings.get("pad_end", False))

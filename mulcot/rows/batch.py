@@ -10,13 +10,32 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mulcot.losses import TopK
-from mulcot.rows.encoder import EncodedHead, RowEncoder, TextRow
+from mulcot.losses import Sampled, TopK, join_pairs, pair_responses
+from mulcot.rows.encoder import EncodedHead, RowEncoder, TextRow, vocabulary_digest
 from mulcot.types import InputError, Post, RationaleRecord, Task
 
 PlaceOf = Callable[[Post], str | None]
 """Says where a post stands in its source (`FILE, line N`), None where that is not known. It may read the source again:
 it is asked when something is wrong with a post, not before."""
+
+
+@dataclass(frozen=True, slots=True)
+class AssistantRows:
+    """The same rows as the assistant reads them, where its processor makes other tokens than the student's."""
+
+    inputs: dict[str, Tensor]
+    """See `RowBatch`."""
+    positions: Tensor
+    """For every response token of the assistant's, see `RowBatch`."""
+    partner: Tensor | None
+    """`[tokens]`: for every response token of the student's the index of the one that the assistant predicts from the
+    same text, -1 where there is none. None where both have the same response tokens."""
+
+    def to(self, device: Any, **kwargs: Any) -> AssistantRows:
+        """The same rows on another device."""
+        inputs = {key: value.to(device, **kwargs) for key, value in self.inputs.items()}
+        partner = None if self.partner is None else self.partner.to(device, **kwargs)
+        return AssistantRows(inputs, self.positions.to(device, **kwargs), partner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +50,10 @@ class RowBatch:
     """`[tokens]`: for every response token the index into `B * L` of the position that predicts it, row by row."""
     targets: Tensor
     """`[tokens]`: the response tokens."""
-    soft_labels: TopK | None = None
+    soft_labels: TopK | Sampled | None = None
     """The assistant's view of the response tokens, `[tokens, k]`, when a cache was given."""
+    assistant: AssistantRows | None = None
+    """The rows for an assistant beside the student; None where there is none, or it takes `inputs` as they are."""
 
     def to(self, device: Any, **kwargs: Any) -> RowBatch:
         """The same batch on another device."""
@@ -42,6 +63,7 @@ class RowBatch:
             positions=self.positions.to(device, **kwargs),
             targets=self.targets.to(device, **kwargs),
             soft_labels=None if self.soft_labels is None else self.soft_labels.to(device),
+            assistant=None if self.assistant is None else self.assistant.to(device, **kwargs),
         )
 
 
@@ -96,18 +118,25 @@ class RowCollator:
         view: gives the assistant's view of a row's response tokens; None trains on hard labels alone.
         picture_cache_mb: the budget in MiB; 0 keeps the pictures of the current batch alone.
         place_of: where posts stand in their source, for the error about a picture that cannot be decoded.
+        assistant: encodes the same rows for an assistant beside the student; None where it takes the student's own.
     """
 
     def __init__(
         self,
         encoder: RowEncoder,
-        view: Callable[[TextRow], TopK] | None = None,
+        view: Callable[[TextRow], TopK | Sampled] | None = None,
         picture_cache_mb: int = 0,
         place_of: PlaceOf | None = None,
+        assistant: RowEncoder | None = None,
     ) -> None:
         self.encoder = encoder
         self.view = view
         self.place_of = place_of
+        # Pictures are kept once for each of the two.
+        self.assistant = None if assistant is None else RowCollator(assistant, None, picture_cache_mb, place_of)
+        self._same_tokens = assistant is not None and (
+            vocabulary_digest(encoder.tokenizer) == vocabulary_digest(assistant.tokenizer)
+        )
         self._budget = picture_cache_mb * 2**20
         self._heads: OrderedDict[tuple[str, str], EncodedHead] = OrderedDict()
         self._bytes = 0
@@ -117,6 +146,8 @@ class RowCollator:
         while self._heads and self._bytes > self._budget:
             _, head = self._heads.popitem(last=False)
             self._bytes -= head.nbytes
+        if self.assistant is not None:
+            self.assistant.trim_pictures()
 
     def batch(self, rows: Sequence[TextRow], side: Literal["left", "right"] = "right") -> RowBatch:
         """Pads `rows` to one batch.
@@ -139,8 +170,30 @@ class RowCollator:
             targets.extend(row.response_ids)
         view = None
         if self.view is not None:
-            view = TopK.cat([self.view(row) for row in rows])
-        return RowBatch(tuple(rows), inputs, torch.tensor(positions), torch.tensor(targets), view)
+            views: list[Any] = [self.view(row) for row in rows]  # of one cache, so of one type
+            view = type(views[0]).cat(views)
+        theirs = None if self.assistant is None else self._for_assistant(self.assistant, rows)
+        return RowBatch(tuple(rows), inputs, torch.tensor(positions), torch.tensor(targets), view, theirs)
+
+    def _for_assistant(self, assistant: RowCollator, rows: Sequence[TextRow]) -> AssistantRows:
+        """The rows as the assistant reads them, and which of its tokens go with which of the student's."""
+        mine, theirs = self.encoder, assistant.encoder
+        own: list[TextRow] = []
+        pairs: list[Tensor] = []
+        for row in rows:
+            text = mine.decode(row.response_ids)
+            own.append(theirs.row(row.post, row.task, text))
+            if not self._same_tokens:
+                if mine.response_ids(text) != row.response_ids:
+                    raise InputError(
+                        f"post {row.post.id!r}, task {row.task}: the student's tokenizer does not give back the tokens "
+                        "of its own text, so they cannot be aligned with the assistant's"
+                    )
+                ends = (mine.end_of_turn, theirs.end_of_turn)
+                pairs.append(pair_responses(mine.tokenizer, theirs.tokenizer, text, *ends))
+        batch = assistant.batch(own)
+        partner = None if self._same_tokens else join_pairs(pairs, [len(row.response_ids) for row in own])
+        return AssistantRows(batch.inputs, batch.positions, partner)
 
     def _head(self, row: TextRow) -> EncodedHead:
         key = (row.post.id, row.head)

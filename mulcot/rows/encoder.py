@@ -79,9 +79,18 @@ class RowEncoder:
             published code does with 280 x 280. None keeps its shape and leaves its size to that budget; only a
             picture more elongated than the budget has tokens, or than `MAX_ASPECT_RATIO`, is squeezed to that ratio
             first: Qwen's processor would refuse it or spend more tokens than the budget.
+        pad_end: ends a response with the pad token instead of the chat template's end of turn, as the published code
+            does.
     """
 
-    def __init__(self, processor: Any, labels: Sequence[str], image_size: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        processor: Any,
+        labels: Sequence[str],
+        image_size: tuple[int, int] | None = None,
+        *,
+        pad_end: bool = False,
+    ) -> None:
         self.processor = processor
         self.image_size = image_size
         self._pictures_processor = processor if image_size is None else _with_budget_for(processor, image_size)
@@ -89,6 +98,9 @@ class RowEncoder:
         self.tokenizer = processor.tokenizer
         self.labels = tuple(labels)
         self.end_of_turn = self._find_end_of_turn()
+        self._pad_end = pad_end
+        if pad_end:
+            self.end_of_turn = (self.pad_id,)
         self._fixed_ids = lru_cache(maxsize=1024)(self._tokenise_fixed)
         self._data_ids = lru_cache(maxsize=4)(lambda text: tuple(self.plain_ids(text)))  # a post's rows share its data
         self._head_texts: dict[tuple[Setting, Task], str] = {}
@@ -159,7 +171,7 @@ class RowEncoder:
         pictures |= {"image_size": self.image_size, "max_aspect_ratio": self._max_ratio}
         return {
             "prompts": _short("/".join([*prompts, *self.labels])),
-            "chat_template": _short(str(self.processor.chat_template)),
+            "chat_template": _short(str(self.processor.chat_template) + ("/pad" if self._pad_end else "")),
             "vocabulary": vocabulary_digest(self.tokenizer),
             "pictures": _short(json.dumps(pictures, sort_keys=True, default=str)),
         }

@@ -174,7 +174,7 @@ def _load_encoder(settings: LocalModelSettings) -> RowEncoder:
             _limit_pixels(processor, settings)
         image_size = settings.image_size
         if image_size is None and settings.max_pixels is None:
-            _, image_size = read_settings(find_model(given))  # that which it was trained with
+            image_size = read_settings(find_model(given)).image_size  # that which it was trained with
         return RowEncoder(processor, (), image_size)
     except InputError:
         raise

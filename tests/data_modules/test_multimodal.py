@@ -39,7 +39,12 @@ def encoder(embedded: Path) -> RowEncoder:
 def attached(data: MultimodalDataModule, encoder: RowEncoder, *tasks: Task, rank: int = 0, ranks: int = 1):
     """The data module with a stand-in for a trainer and a stage of these tasks."""
     stage = SimpleNamespace(
-        encoder=encoder, tasks=tasks, predict_kind="responses", soft_label_fingerprint=None, pretrained="some/model"
+        encoder=encoder,
+        tasks=tasks,
+        predict_kind="responses",
+        soft_label_fingerprint=None,
+        pretrained="some/model",
+        assistant_encoder=None,
     )
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
         world_size=ranks, global_rank=rank, accumulate_grad_batches=1, lightning_module=stage

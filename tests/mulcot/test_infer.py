@@ -51,9 +51,9 @@ def test_a_checkpoint_is_asked_for_the_labels_and_with_the_picture_size_that_it_
     sizes = []
     kept = RowEncoder.__init__
 
-    def noting(self, processor, labels, image_size=None) -> None:
+    def noting(self, processor, labels, image_size=None, **given) -> None:
         sizes.append(image_size)
-        kept(self, processor, labels, image_size)
+        kept(self, processor, labels, image_size, **given)
 
     monkeypatch.setattr(RowEncoder, "__init__", noting)
     assert main(["infer", "--model", str(tmp_path / "best.ckpt"), *question, "--as_json", "true"]) == 0

@@ -7,23 +7,26 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import HfApi
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoProcessor, AutoTokenizer
 
 from mulcot.checkpoints import DurableCheckpointIO, read_checkpoint
 from mulcot.models import (
     Lora,
+    RowSettings,
     base_model,
     find_model,
+    head_parts,
     load_model,
     load_processor,
     read_settings,
     trained_state,
 )
-from mulcot.models.loading import vision_parameters
+from mulcot.models.parts import vision_parameters
 from mulcot.models.tiny import SIZES, SPECIAL_TOKENS, build_pair, train_tokenizer
 from mulcot.rows import vocabulary_digest
-from mulcot.types import DEFAULT_LABELS, InputError, MissingInputError
+from mulcot.types import InputError, MissingInputError
 from stages import StudentStage
 
 TEXTS = ["the sun shines over the harbour", '{"Prediction": "positive"}'] * 20
@@ -78,6 +81,32 @@ def test_an_adapter_stays_in_fp32_on_a_bf16_base(pair: Path) -> None:
     model = load_model(str(pair / "student"), lora=Lora(r=2), dtype="bfloat16")
     types = {parameter.requires_grad: parameter.dtype for parameter in model.parameters()}
     assert types == {True: torch.float32, False: torch.bfloat16}
+
+
+def test_the_head_as_tensors_is_what_the_model_computes(pair: Path) -> None:
+    model = load_model(str(pair / "student"))
+    parts = head_parts(model)
+    assert parts.weight is base_model(model).get_input_embeddings().weight  # the tiny models are tied, as the 3B is
+    assert parts.bias is parts.softcap is None
+    base_model(model).config.get_text_config().final_logit_softcapping = 30
+    assert head_parts(model).softcap == 30.0
+    untied = nn.Linear(64, 400)
+    base_model(model).set_output_embeddings(untied)
+    assert (head_parts(model).weight, head_parts(model).bias) == (untied.weight, untied.bias)
+    assert not head_parts(load_model(str(pair / "student"), lora=Lora())).weight.requires_grad
+
+
+def test_a_head_that_is_more_than_its_weight_is_refused(pair: Path) -> None:
+    model = load_model(str(pair / "student"))
+    adapted = get_peft_model(nn.ModuleDict({"lm_head": nn.Linear(64, 400)}), LoraConfig(target_modules=["lm_head"]))
+    base_model(model).set_output_embeddings(adapted.get_base_model()["lm_head"])
+    with pytest.raises(InputError, match=r"no plain linear layer but Linear of peft.*keep adapters"):
+        head_parts(model)
+    quantised = nn.Linear(64, 400)
+    quantised.weight = nn.Parameter(torch.zeros(400, 64, dtype=torch.int8), requires_grad=False)
+    base_model(model).set_output_embeddings(quantised)
+    with pytest.raises(InputError, match=r"no plain linear layer but Linear of torch with torch.int8"):
+        head_parts(model)
 
 
 def test_freezing_the_vision_tower_freezes_nothing_else(pair: Path) -> None:
@@ -290,12 +319,12 @@ def test_a_second_adapter_is_refused_by_name(pair: Path, tmp_path: Path, form: s
 def test_labels_and_picture_size_are_those_that_the_checkpoint_was_trained_with(
     pair: Path, tmp_path: Path, lora: Lora | None
 ) -> None:
-    assert read_settings(find_model(str(pair / "student"))) == (DEFAULT_LABELS, None)
+    assert read_settings(find_model(str(pair / "student"))) == RowSettings()
     checkpoint_of(pair / "student", tmp_path / "a.ckpt", labels=["good", "bad"], image_size=(56, 28), lora=lora)
-    assert read_settings(find_model(str(tmp_path / "a.ckpt"))) == (("good", "bad"), (56, 28))
+    assert read_settings(find_model(str(tmp_path / "a.ckpt"))) == RowSettings(("good", "bad"), (56, 28))
     # The labels of the last fit count, also where its pictures keep their shape again.
     checkpoint_of(tmp_path / "a.ckpt", tmp_path / "b.ckpt", labels=["yes", "no"])
-    assert read_settings(find_model(str(tmp_path / "b.ckpt"))) == (("yes", "no"), None)
+    assert read_settings(find_model(str(tmp_path / "b.ckpt"))) == RowSettings(("yes", "no"))
 
 
 def test_a_checkpoint_whose_base_is_gone_names_both(pair: Path, tmp_path: Path) -> None:
