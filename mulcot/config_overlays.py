@@ -14,6 +14,11 @@ from mulcot.types import InputError
 
 _LOSS_FLAG: Final = re.compile(r"--losses\.[^.]+(?:\.class_path)?")
 """A flag that names a loss's class, or the whole loss."""
+_SCHEDULE_FLAG: Final = re.compile(
+    r"--(?:losses\.[^.]+\.init_args\.(?:weight|temperature)|model\.init_args\.lambda_soft)"
+)
+"""A flag that may give a schedule."""
+_LAMBDA: Final = ("model", "init_args", "lambda_soft")
 
 _NESTED_FLAG: Final = re.compile(r"--(\w+(?:\.init_args\.\w+){2,})(=null)?")
 """A flag for an argument of a class that is itself an argument of a class."""
@@ -23,7 +28,7 @@ class NamedConfigFile(ActionConfigFile):
     """`--config`: finds bare names among the installed configs, and overlays `losses` entry by entry.
 
     A later file replaces a named loss whole, `null` removes it, the other losses stay. A source of posts is replaced
-    whole too: the parser would keep those arguments of the earlier one that the new class happens to have.
+    whole too, and a schedule of λ: the parser would keep what the earlier one said beside it.
     """
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
@@ -33,6 +38,8 @@ class NamedConfigFile(ActionConfigFile):
         given = read_yaml(path)
         if _nested(given, "data", "init_args", "posts", "class_path") and cfg.get("data.init_args.posts") is not None:
             cfg["data.init_args.posts"] = None
+        if isinstance(_nested(given, *_LAMBDA), dict) and cfg.get(".".join(_LAMBDA)) is not None:
+            cfg[".".join(_LAMBDA)] = 0.0
         losses = given.get("losses")
         losses = losses if isinstance(losses, dict) else {}  # of another form: the parser says what it must be
         for name, loss in losses.items():
@@ -48,13 +55,18 @@ class NamedConfigFile(ActionConfigFile):
             cfg["losses"] = {**before, **(cfg.get("losses") or {})}
 
 
-def with_losses_replaced(args: Sequence[str]) -> list[str]:
-    """The arguments, with a loss removed before a flag names its class: it then keeps nothing of the earlier one."""
+def with_values_replaced(args: Sequence[str]) -> list[str]:
+    """The arguments, with a loss removed before a flag names its class, and a schedule before a flag gives another.
+
+    The parser would mix what a flag gives with what an earlier file or flag gave for the same.
+    """
     given: list[str] = []
-    for arg in args:
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
         name, _, value = arg.partition("=")
         if _LOSS_FLAG.fullmatch(name) and value != "null":
             given.append(f"--losses.{name.split('.')[1]}=null")
+        elif _SCHEDULE_FLAG.fullmatch(name) and (value or following).lstrip().startswith("{"):
+            given.append(f"{name}=1")
         given.append(arg)
     return given
 

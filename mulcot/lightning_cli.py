@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -24,10 +25,10 @@ from transformers.utils import logging as transformers_logging
 from data_modules import readers as _readers  # noqa: F401 (registers the readers' short class names)
 from data_modules.multimodal import MultimodalDataModule
 from mulcot import teachers as _teachers  # noqa: F401 (registers the teachers' short class names)
-from mulcot.callbacks import BestEpoch, DistillationLoss, ProgressFile, RandomStates
+from mulcot.callbacks import BestEpoch, DistillationLoss, HeldOutLosses, Inspection, ProgressFile, RandomStates
 from mulcot.checkpoints import DurableCheckpointIO, read_checkpoint
 from mulcot.config_errors import check_unicode, explain_config_error
-from mulcot.config_overlays import NamedConfigFile, with_losses_replaced, with_nulls_kept
+from mulcot.config_overlays import NamedConfigFile, with_nulls_kept, with_values_replaced
 from mulcot.files import write_atomic
 from mulcot.manifests import command_key, input_digests
 from mulcot.models import MODEL_FOLDER, find_model, load_trained
@@ -99,7 +100,7 @@ class MulcotCLI(LightningCLI):
         """Parses; a mistake becomes one line that names file and key."""
         check_unicode(args)
         try:
-            self.config = parser.parse_args(with_nulls_kept(with_losses_replaced(args)))
+            self.config = parser.parse_args(with_nulls_kept(with_values_replaced(args)))
         except (ArgumentError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
@@ -120,6 +121,8 @@ class MulcotCLI(LightningCLI):
         parser.add_argument(
             "--losses", type=dict[str, DistillationLoss | None], default={}, help="The loss terms by name."
         )
+        parser.add_lightning_class_args(HeldOutLosses, "held_out")
+        parser.add_lightning_class_args(Inspection, "inspection")
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
     # -- instantiation ----------------------------------------------------------------------------------------------
@@ -163,7 +166,7 @@ class MulcotCLI(LightningCLI):
             raise InputError(explain_config_error(error, self.argv, self.parser)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Adds what no overlay may drop: loss terms, checkpoints, progress, durable saving."""
+        """Adds what no overlay may drop: loss terms, inspection, checkpoints, progress, durable saving."""
         config = cast(dict[str, Any], self._get(self.config_init, "trainer"))
         callbacks: list[Any] = [ProgressFile(self.stage_dir)]
         if self.subcommand == "fit":
@@ -185,6 +188,10 @@ class MulcotCLI(LightningCLI):
             )
             if config.get("logger") is not False:
                 callbacks.append(LearningRateMonitor(logging_interval="step"))
+            for name in ("inspection", "held_out"):
+                watching = self._get(self.config_init, name)
+                if watching.enabled:
+                    callbacks.append(watching)
         plugins = config.get("plugins") or []
         config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), DurableCheckpointIO()]
         return self._instantiate_trainer({**config, **kwargs}, callbacks)
@@ -345,6 +352,9 @@ def run_stage(argv: Sequence[str]) -> int:
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft on the newest transformers
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     transformers_logging.disable_progress_bar()
+    # A class of the user's own lies beside the configuration, and never hides an installed package.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
     try:
         with TemporaryDirectory(prefix="mulcot-") as scratch:
             MulcotCLI(argv, Path(scratch))

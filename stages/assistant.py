@@ -9,16 +9,18 @@ from typing import Any, Literal
 
 import torch
 
+from mulcot.callbacks import DistillationLoss
 from mulcot.files import write_atomic
 from mulcot.generation import SeededSampler, decode_replies, sample_seed
 from mulcot.models import DType, Lora, head_rows
 from mulcot.prompts import get_prompt
 from mulcot.rows import QuestionBatch, RowBatch
-from mulcot.soft_labels import SoftLabelCache
+from mulcot.soft_labels import SoftLabelCache, SoftLabelForm, SoftLabelKind
 from mulcot.types import DEFAULT_LABELS, InputError, Task
 from stages.augmentation import Augmentation, Sample, select
 from stages.base import ModelStage, Optimizer, PredictKind
-from stages.soft_label_build import SoftLabelBuild, soft_label_fingerprint
+from stages.objective import Objective
+from stages.soft_label_build import SoftLabelBuild, build_line, soft_label_fingerprint
 
 
 class AssistantStage(ModelStage):
@@ -30,8 +32,12 @@ class AssistantStage(ModelStage):
         predicts: what `predict` does: `rationales` samples them, `soft_labels` builds the cache.
         samples_per_post: rationales sampled for each training post.
         temperature: of the sampling; the paper uses 0.7.
-        sampling_seed: decides the samples, together with post and index alone.
-        soft_label_k: ids kept for each response token in the soft-label cache.
+        sampling_seed: decides the samples, together with post and index alone; the draws of `sampled` soft labels too,
+            together with post, task and response.
+        soft_label_form: what the soft-label cache holds of each response token: `top_k`, the likeliest ids and the mass
+            of the others, or `sampled`, ids drawn from the whole distribution, whose loss is right on average.
+        soft_label_k: ids kept for each response token by `top_k`.
+        soft_label_draws: draws for each response token by `sampled`.
         soft_label_temperature: the T that the student's loss will use; the paper uses 2.
         title: see `ModelStage`.
         labels: see `ModelStage`.
@@ -56,7 +62,9 @@ class AssistantStage(ModelStage):
         samples_per_post: int = 1,
         temperature: float = 0.7,
         sampling_seed: int = 0,
+        soft_label_form: SoftLabelKind = "top_k",
         soft_label_k: int = 64,
+        soft_label_draws: int = 64,
         soft_label_temperature: float = 2.0,
         title: str = "assistant",
         labels: Sequence[str] = DEFAULT_LABELS,
@@ -85,14 +93,16 @@ class AssistantStage(ModelStage):
             image_size,
             trust_remote_code,
         )
-        if temperature <= 0 or soft_label_temperature <= 0:
-            raise InputError("model.init_args.temperature and soft_label_temperature must be above 0")
+        if not temperature > 0:
+            raise InputError(f"model.init_args.temperature is {temperature}; it must be above 0")
         self.predicts = predicts
         self.samples_per_post = samples_per_post
         self.temperature = temperature
         self.sampling_seed = sampling_seed
-        self.soft_label_k = soft_label_k
-        self.soft_label_temperature = soft_label_temperature
+        if soft_label_form == "sampled":
+            self.soft_label_form = SoftLabelForm.sampled(soft_label_draws, soft_label_temperature, sampling_seed)
+        else:
+            self.soft_label_form = SoftLabelForm(soft_label_form, float(soft_label_temperature), k=soft_label_k)
         self._samples: list[Sample] = []
         self._build: SoftLabelBuild | None = None
 
@@ -101,12 +111,12 @@ class AssistantStage(ModelStage):
         """Prompts to sample from, or the responses to be scored."""
         return "questions" if self.predicts == "rationales" else "responses"
 
-    def on_fit_start(self) -> None:
+    def make_objective(self, terms: Sequence[DistillationLoss]) -> Objective:
         """See the base class; nobody teaches the assistant soft labels."""
-        super().on_fit_start()
-        soft = [term.name for term in self._terms if term.is_soft]
+        soft = [term.name for term in terms if term.views]
         if soft:
             raise InputError(f"the assistant learns from hard labels alone: remove --losses.{soft[0]}=null")
+        return super().make_objective(terms)
 
     def on_predict_start(self) -> None:
         """Opens the soft-label cache."""
@@ -115,11 +125,11 @@ class AssistantStage(ModelStage):
             self._build = SoftLabelBuild(
                 self.stage_dir / "cache",
                 soft_label_fingerprint(self.pretrained, self.encoder),
-                self.soft_label_k,
-                self.soft_label_temperature,
+                self.soft_label_form,
                 # Ids beyond the tokenizer are padding of the head, and another model of the family may have fewer.
                 rows=min(head_rows(self.model), len(self.encoder.tokenizer)),
                 rank=self.trainer.global_rank,
+                made_with={"dtype": self.dtype_name, "precision": str(self.trainer.precision)},
             )
 
     def predict_step(self, batch: QuestionBatch | RowBatch, batch_idx: int, dataloader_idx: int = 0) -> int:
@@ -149,21 +159,23 @@ class AssistantStage(ModelStage):
 
     def _close_soft_labels(self, build: SoftLabelBuild) -> None:
         build.writer.flush()
-        totals = self._gather_objects(build.totals())
+        skipped = sum(self._gather_objects(build.skipped))  # waits for all ranks, so that rank 0 closes a whole cache
         if not self.trainer.is_global_zero:
             return
         build.writer.close()
         cache = SoftLabelCache(self.stage_dir / "cache")
-        scored = sum(rank["tokens"] for rank in totals)
+        print(build_line(cache))
         self.outcome = {
             "kind": "soft_labels",
             "title": "soft labels",
             "tokens": cache.tokens,
+            "rows_found_finished": skipped,
             "bytes_per_token": cache.bytes_per_token,
-            "kept_mass": sum(rank["kept_mass"] for rank in totals) / scored if scored else None,
+            "kept_mass": cache.kept_mass,
             "rounding_error": cache.rounding_error,
-            "k": build.k,
-            "temperature": build.temperature,
+            "verification": cache.verification,
+            "form": cache.kind,
+            **{name: value for name, value in cache.form.settings().items() if name != "kind"},
         }
 
     def _write_rationales(self, samples: list[Sample]) -> None:

@@ -15,23 +15,24 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 
-from mulcot.callbacks import DistillationLoss
+from mulcot.callbacks import DistillationLoss, Inspection
 from mulcot.files import write_atomic
 from mulcot.generation import RationaleRefusedError, decode_replies, label_probabilities, parse_rationale
+from mulcot.losses import Schedule
 from mulcot.metrics import ClassificationReport, ReasoningReport
 from mulcot.models import (
     DType,
     Lora,
+    RowSettings,
     find_model,
-    head,
-    hidden_states,
     load_model,
     load_processor,
     save_model,
     trained_state,
 )
-from mulcot.rows import MicroBatch, QuestionBatch, RowBatch, RowEncoder
+from mulcot.rows import MicroBatch, QuestionBatch, RowEncoder
 from mulcot.types import DEFAULT_LABELS, TASKS, Answer, InputError, RationaleRecord, Task
+from stages.objective import Objective, StepLosses
 
 PredictKind = Literal["posts", "questions", "responses"]
 FIT_PREDICTIONS: Final = "predictions.jsonl"
@@ -84,7 +85,8 @@ class ModelStage(LightningModule):
 
     kind = ""
     predict_kind: PredictKind = "questions"
-    lambda_soft: float = 0.0
+    lambda_soft: float | Schedule = 0.0
+    pad_end = False
 
     def __init__(
         self,
@@ -124,9 +126,15 @@ class ModelStage(LightningModule):
         self.outcome: dict[str, Any] = {}
         self.test_metrics: dict[str, Any] = {}
         self.val_metrics: dict[str, Any] = {}
-        self._terms: list[DistillationLoss] = []
-        self._step_sums: dict[str, Tensor] = {}
+        self.assistant_encoder: RowEncoder | None = None
+        self.head_rows: int | None = None
+        self.projections = nn.ModuleDict()  # of losses on hidden states
+        self.objective: Objective | None = None
+        self._inspections: list[Inspection] = []
+        self._step_losses = StepLosses()
         self._judged: list[Judged] = []
+        self.judged: list[Judged] = []
+        """The last evaluation: the answers of all ranks, in the order of the posts."""
 
     # -- what the data module asks for ------------------------------------------------------------------------------
 
@@ -134,7 +142,7 @@ class ModelStage(LightningModule):
     def encoder(self) -> RowEncoder:
         """Encodes posts for this model."""
         processor = load_processor(self.pretrained, trust_remote_code=self.trust_remote_code)
-        return RowEncoder(processor, self.labels, self.image_size)
+        return RowEncoder(processor, self.labels, self.image_size, pad_end=self.pad_end)
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -163,6 +171,7 @@ class ModelStage(LightningModule):
             lora=self.lora,
             freeze_vision=self.freeze_vision,
             trust_remote_code=self.trust_remote_code,
+            rows=self.head_rows,
         )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -197,36 +206,41 @@ class ModelStage(LightningModule):
                 "model.init_args.dtype=bfloat16 would train bf16 weights, whose updates round away: keep float32 (with "
                 "--trainer.precision=bf16-mixed), or train an adapter (model.init_args.lora)"
             )
-        self._terms = [callback for callback in self.trainer.callbacks if isinstance(callback, DistillationLoss)]  # type: ignore[attr-defined]
-        if not any(self.coefficient(term) > 0 for term in self._terms):
-            raise InputError("no loss has a weight above 0: name one, e.g. --losses.ce.class_path=CrossEntropy")
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        self.objective = self.make_objective([term for term in callbacks if isinstance(term, DistillationLoss)])
+        self._inspections = [callback for callback in callbacks if isinstance(callback, Inspection)]
+        self._steps = self.trainer.estimated_stepping_batches
 
-    def coefficient(self, term: DistillationLoss) -> float:
-        """Hard terms take (1 - λ) times their weight, soft terms λ times theirs."""
-        return (self.lambda_soft if term.is_soft else 1 - self.lambda_soft) * term.weight
+    def make_objective(self, terms: Sequence[DistillationLoss]) -> Objective:
+        """The objective of the run's loss terms, checked before the first step."""
+        return Objective(terms, self.lambda_soft)
+
+    def held_out_objective(self) -> Objective:
+        """The same terms for posts that are not trained on, for which no soft labels are cached."""
+        assert self.objective is not None
+        return self.objective
+
+    @property
+    def progress(self) -> float:
+        """How far the fit is, from 0 at its first optimizer step to 1 at its last."""
+        return min(1.0, self.trainer.global_step / max(1.0, self._steps - 1))
 
     def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
         """The weighted objective over a micro-batch's share of the optimizer step's response tokens."""
+        assert self.model is not None
+        assert self.objective is not None
+        self.objective.begin_step(self.progress)
+        watching = [inspection for inspection in self._inspections if inspection.is_due(self.trainer)]
         total = self._zero()
         for task, rows in batch.tasks.items():
-            task_total = self._task_loss(task, rows, batch.step_tokens[task])
-            total = total + self.task_weights[task] * task_total
-        self._note("loss/total", total)
+            loss = self.objective.task_loss(self.model, task, rows, batch.step_tokens[task], inspect=bool(watching))
+            self._step_losses.add_task(loss)
+            for inspection in watching:
+                inspection.observe(self, loss)
+            total = total + self.task_weights[task] * loss.total
+        self._step_losses.add("loss/total", total)
         # DDP and Lightning divide by these; the weighting is by the step's tokens, which are counted over all of them.
         return total * (self.trainer.world_size * self.trainer.accumulate_grad_batches)
-
-    def _task_loss(self, task: Task, rows: RowBatch, step_tokens: int) -> Tensor:
-        assert self.model is not None
-        hidden = hidden_states(self.model, rows.inputs).flatten(0, 1)[rows.positions]
-        logits = head(self.model)(hidden)
-        total = self._zero()
-        for term in self._terms:
-            if task in term.tasks and (coefficient := self.coefficient(term)) > 0:
-                value = term.token_loss(logits, rows.targets, rows.soft_labels).sum() / step_tokens
-                self._note(f"loss/{task}/{term.name}", value)
-                total = total + coefficient * value
-        self._note(f"loss/{task}/total", total)
-        return total
 
     def _zero(self) -> Tensor:
         """A zero with a graph to every trained weight, so that a rank without posts takes part in the reduction."""
@@ -234,40 +248,40 @@ class ModelStage(LightningModule):
             (parameter.sum() * 0.0 for parameter in self.parameters() if parameter.requires_grad), torch.zeros(())
         )
 
-    def _note(self, name: str, value: Tensor) -> None:
-        """Adds a micro-batch's share to the step's value of a loss."""
-        value = value.detach()
-        self._step_sums[name] = self._step_sums[name] + value if name in self._step_sums else value
-
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Logs the losses of the whole optimizer step, over all micro-batches and ranks, when it is time to log."""
-        sums, self._step_sums = self._step_sums, {}
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if (self.trainer.global_step + 1) % every:
+        """Checks the step's losses, and logs them over all micro-batches and ranks when it is time to log."""
+        assert self.objective is not None
+        step = self.trainer.global_step + 1
+        # All ranks stop together: the gradients that they share are spoilt on each of them.
+        wrong = 1.0 - self._step_losses.is_finite(self.device).float()
+        if float(self.trainer.strategy.reduce(wrong, reduce_op="sum")) > 0:
+            self._step_losses.refuse(step)
+        sums = self._step_losses.take()
+        if step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         # Every rank names every loss, a rank without posts too: the reduction needs equal shapes.
         names = ["loss/total"]
         for task in self.tasks:
-            names += [
-                f"loss/{task}/{term.name}" for term in self._terms if task in term.tasks and self.coefficient(term) > 0
-            ]
-            names.append(f"loss/{task}/total")
+            names += [f"loss/{task}/{name}" for name in (*self.objective.names(task), "total")]
         values = torch.stack([sums.get(name, torch.zeros((), device=self.device)).float() for name in names])
         values = self.trainer.strategy.reduce(values, reduce_op="sum")
-        self.log_dict(dict(zip(names, values.unbind(), strict=True)))
+        self.log_dict(dict(zip(names, values.unbind(), strict=True)) | self.objective.scheduled())
         self.log("loss", values[0], prog_bar=True, logger=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what is trained, and says what it was trained from."""
         assert self.model is not None
         trained, source = trained_state(self.model), find_model(self.pretrained)
-        checkpoint["state_dict"] = {f"model.{name}": value for name, value in trained.items()}
+        checkpoint["state_dict"] = {f"model.{name}": value for name, value in trained.items()} | {
+            f"projections.{name}": value for name, value in trained_state(self.projections).items()
+        }
         checkpoint["mulcot"] = {
             "pretrained": source.name if source.checkpoint is None else str(source.checkpoint),  # from any folder
             "lora": asdict(self.lora) if self.lora else None,
             "freeze_vision": self.freeze_vision,
             "labels": list(self.labels),
             "image_size": list(self.image_size) if self.image_size else None,
+            "pad_end": self.pad_end,
             "command_key": self.command_key,
             "val_metrics": self.val_metrics,
         }
@@ -333,12 +347,13 @@ class ModelStage(LightningModule):
         if self.trainer.world_size > 1:
             ranks = [[] for _ in range(self.trainer.world_size)]
             torch.distributed.all_gather_object(ranks, mine)
-        return sorted((judged for rank in ranks for judged in rank), key=lambda judged: judged[0])
+        self.judged = sorted((judged for rank in ranks for judged in rank), key=lambda judged: judged[0])
+        return self.judged
 
     def export(self, folder: Path) -> None:
         """Writes the model as an ordinary Hugging Face folder."""
         assert self.model is not None
-        save_model(self.model, self.encoder.processor, self.labels, self.image_size, folder)
+        save_model(self.model, self.encoder.processor, RowSettings(self.labels, self.image_size, self.pad_end), folder)
 
 
 def answer_questions(model: nn.Module, batch: QuestionBatch, encoder: RowEncoder, max_new_tokens: int) -> list[Answer]:

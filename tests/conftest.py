@@ -72,3 +72,11 @@ def chain(embedded: Path) -> Path:
         *("--model.init_args.max_new_tokens", "24", *logged, *common),
     )
     return embedded
+
+
+@pytest.fixture(scope="session")
+def other_tokenizer(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An assistant whose tokenizer was trained on the posts alone, with fewer entries."""
+    folder = tmp_path_factory.mktemp("models") / "other"
+    run("tiny-models", "--out", folder, "--corpus", f'["{embedded}/posts/posts/train.jsonl"]', "--vocab_size", "700")
+    return folder / "assistant"

@@ -1,8 +1,43 @@
 """The distillation-loss callback library, and the callbacks that every run has."""
 
 from mulcot.callbacks.best_epoch import BestEpoch
-from mulcot.callbacks.distillation import CrossEntropy, DistillationLoss, ForwardKL
+from mulcot.callbacks.distillation import CrossEntropy, DistillationLoss, SoftLoss
+from mulcot.callbacks.feature_losses import FeatureLoss, HiddenCosine, HiddenMSE
+from mulcot.callbacks.held_out import HeldOutLosses
+from mulcot.callbacks.inspection import Inspection
 from mulcot.callbacks.progress import ProgressFile
 from mulcot.callbacks.random_states import RandomStates
+from mulcot.callbacks.soft_losses import (
+    ForwardKL,
+    GeneralizedJSD,
+    LogitMSE,
+    ReverseKL,
+    SkewedKL,
+    SkewedReverseKL,
+    TotalVariation,
+    UniversalLogit,
+)
+from mulcot.callbacks.task_loss import TaskLoss
 
-__all__ = ["BestEpoch", "CrossEntropy", "DistillationLoss", "ForwardKL", "ProgressFile", "RandomStates"]
+__all__ = [
+    "BestEpoch",
+    "CrossEntropy",
+    "DistillationLoss",
+    "FeatureLoss",
+    "ForwardKL",
+    "GeneralizedJSD",
+    "HeldOutLosses",
+    "HiddenCosine",
+    "HiddenMSE",
+    "Inspection",
+    "LogitMSE",
+    "ProgressFile",
+    "RandomStates",
+    "ReverseKL",
+    "SkewedKL",
+    "SkewedReverseKL",
+    "SoftLoss",
+    "TaskLoss",
+    "TotalVariation",
+    "UniversalLogit",
+]

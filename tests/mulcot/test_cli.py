@@ -64,7 +64,7 @@ def test_every_stage_config_is_complete_and_resolves(stage: str) -> None:
     assert not [leaf for leaf in leaves(config) if "${" in leaf]
 
 
-OVERLAYS = sorted(path for folder in ("data", "models", "trainer", "debug", "experiment")
+OVERLAYS = sorted(path for folder in ("data", "losses", "models", "trainer", "debug", "experiment")
                   for path in (CHECKOUT / "conf" / folder).glob("*.yaml"))  # fmt: skip
 
 
@@ -117,6 +117,31 @@ def test_null_removes_a_loss_by_flag_and_by_overlay(tmp_path: Path) -> None:
         losses = parse("fit", "--config", "student.yaml", *extra)["losses"]
         assert losses["kl"] is None
         assert losses["ce"] is not None
+
+
+COSINE = {"shape": "cosine", "start": 4.0, "end": 1.0, "share": 0.5}
+WARMUP = {"shape": "warmup", "end": 2.0}
+
+
+def test_a_schedule_replaces_an_earlier_one_whole(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text(
+        f"model: {{init_args: {{lambda_soft: {{shape: linear, start: 0, end: 1}}}}}}\n"
+        f"losses: {{kl: {{class_path: ForwardKL, init_args: {{temperature: {json.dumps(COSINE)}}}}}}}\n"
+    )
+    second.write_text("model: {init_args: {lambda_soft: {shape: warmup, end: 0.5}}}\n")
+    before = parse("fit", "--config", "student.yaml", "--config", str(first))
+    assert before["losses"]["kl"]["init_args"]["temperature"] == COSINE
+    assert before["model"]["init_args"]["lambda_soft"]["start"] == 0
+    by_file = parse("fit", "--config", "student.yaml", "--config", str(first), "--config", str(second))
+    assert by_file["model"]["init_args"]["lambda_soft"] == {"shape": "warmup", "end": 0.5, "start": None, "share": None}
+    for flag in (["--losses.kl.init_args.temperature", json.dumps(WARMUP)],
+                 [f"--losses.kl.init_args.temperature={json.dumps(WARMUP)}"]):  # fmt: skip
+        by_flag = parse("fit", "--config", "student.yaml", "--config", str(first), *flag)
+        kept = by_flag["losses"]["kl"]["init_args"]["temperature"]
+        assert kept == WARMUP | {"start": None, "share": None}
+    number = parse("fit", "--config", "student.yaml", "--config", str(first), "--model.init_args.lambda_soft", "0.3")
+    assert number["model"]["init_args"]["lambda_soft"] == 0.3
 
 
 def test_an_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,8 +58,13 @@ def test_every_stage_names_what_it_lacks_and_leaves_with_2(
 @pytest.mark.parametrize(
     ("verb", "stage", "flags", "said"),
     [
-        ("fit", "student", ["--model.init_args.lambda_soft", "2"], "lambda_soft is 2.0; it must be between 0 and 1"),
-        ("fit", "student", ["--losses.ce.init_args.weight=-1"], "the weight of a loss is -1.0; it must be 0 or more"),
+        (
+            "fit",
+            "student",
+            ["--model.init_args.lambda_soft", "2"],
+            "lambda_soft: 2.0 is not possible; it must be between 0 and 1",
+        ),
+        ("fit", "student", ["--losses.ce.init_args.weight=-1"], "weight: -1.0 is not possible; it must be 0 or more"),
         ("fit", "student", ["--data.init_args.posts_per_step", "0"], "posts_per_step is 0; it must be 1 or more"),
         ("predict", "teacher", ["--model.init_args.teacher.init_args.error_rate", "3"], "error_rate is 3.0"),
         ("predict", "teacher", ["--model.init_args.concurrency", "0"], "concurrency: must be 1 or more"),

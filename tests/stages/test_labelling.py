@@ -344,7 +344,7 @@ def test_a_second_ctrl_c_stops_now(tmp_path: Path, make_post: Make, monkeypatch:
     monkeypatch.setattr(Dialogue, "drain", interrupted)
     monkeypatch.setattr(teacher_module, "DRAIN_SECONDS", 300.0)
     teacher = Answers(interrupt)
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     began = time.monotonic()
     try:
         with pytest.raises(SystemExit):

@@ -555,7 +555,7 @@ def test_ctrl_c_keeps_the_replies_under_way(tmp_path: Path, make_post: Callable[
             return TeacherReply("paid for")
 
     teacher = Interrupted({})
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     try:
         with pytest.raises(SystemExit):
             predict(teacher, tmp_path, {"train": [make_post(number) for number in range(40)]}, concurrency=3)
