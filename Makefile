@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-lora test test-slow test-all test-floor lint type contracts check run tensorboard clean
+.PHONY: help install demo demo-lora demo-losses test test-slow test-all test-floor lint type contracts check run tensorboard clean
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -24,6 +24,10 @@ demo: $(INSTALLED) ## runs the whole chain on the embedded default (ARGS="--teac
 
 demo-lora: $(INSTALLED) ## after demo: its trained models as frozen bases under LoRA, merged and asked
 	$(BIN)/mulcot run --config demo_lora.yaml
+
+demo-losses: $(INSTALLED) ## after demo: its student with other losses, three seeds each, and what they come to
+	$(BIN)/mulcot run --config demo_losses.yaml
+	$(BIN)/python -m benchmarks.held_out
 
 test: $(INSTALLED) ## the default tests
 	$(BIN)/python -m pytest -n 2 --dist loadscope
