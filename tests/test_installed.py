@@ -32,16 +32,17 @@ def answer_of(model: Path, *asked: object) -> dict:
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def losses(stage: Path) -> dict[str, list[float]]:
+def losses(stage: Path, *prefixes: str) -> dict[str, list[float]]:
     events = EventAccumulator(str(stage / "tensorboard"))
     events.Reload()
-    names = [tag for tag in events.Tags()["scalars"] if tag.startswith("loss/")]
+    names = [tag for tag in events.Tags()["scalars"] if tag.startswith(prefixes or ("loss/", "val/loss/"))]
     return {name: [event.value for event in events.Scalars(name)] for name in names}
 
 
 def test_two_processes_train_as_one(chain: Path) -> None:
     """The same optimizer steps on two ranks: equal losses, equal metrics, every post evaluated once."""
-    common = ["fit", "--config", "student.yaml", "--run_dir", chain, "--trainer.max_epochs", 2, *QUICK, *SHORT]
+    configs = ["--config", "student.yaml", "--config", "experiment/held_out.yaml"]
+    common = ["fit", *configs, "--run_dir", chain, "--trainer.max_epochs", 2, *QUICK, *SHORT]
     call(*common, "--stage", "one")
     call(*common, "--stage", "two", "--trainer.devices", 2, "--trainer.strategy", "ddp")
     one, two = losses(chain / "one"), losses(chain / "two")
@@ -49,6 +50,13 @@ def test_two_processes_train_as_one(chain: Path) -> None:
     for name, values in one.items():
         assert two[name] == pytest.approx(values, rel=1e-3), name
     assert two["loss/total"][0] == pytest.approx(one["loss/total"][0], rel=1e-5)
+    inspected = ("gradient/", "sections/", "positions/", "assistant/", "top1/")
+    one, two = losses(chain / "one", *inspected), losses(chain / "two", *inspected)
+    assert one.keys() == two.keys()
+    assert len(one) > 30
+    for name, values in one.items():
+        assert two[name] == pytest.approx(values, rel=2e-2, abs=1e-3), name
+        assert two[name][0] == pytest.approx(values[0], rel=1e-3), name
     posts = [
         [json.loads(line)["post_id"] for line in (chain / stage / "predictions.jsonl").read_text().splitlines()]
         for stage in ("one", "two")
