@@ -140,6 +140,7 @@ def test_of_the_trained_assistant_more_than_half_is_accepted(trained: Path, tmp_
             url, str(model), api_key_env=None, temperature=0.0, max_tokens=160, deadline=PATIENCE, concurrency=4
         )
         stage = TeacherStage(teacher, tmp_path / "stage", max_reasks=0, prompt="trained")
+        stage.yes = True
         trainer = Trainer(
             accelerator="cpu",
             devices=1,
