@@ -3,7 +3,7 @@
 SmolLM2-135M-Instruct gives replies of its own about posts logits of a standard deviation of 3.9 over the vocabulary;
 the ids of rank 10, 64 and 1,024 lie 4, 7 and 12 below the likeliest, and the entropy is 2.4 nats. Here 32 ids a token
 are lifted out of normal logits of that deviation, the first of them further, since an assistant that was trained on the
-rationales is surer (0.8 nats). The student has the same candidates, each shifted by an error of its own, and most of
+rationales is surer (1 nat). The student has the same candidates, each shifted by an error of its own, and most of
 the rest in common with the assistant.
 """
 
