@@ -69,8 +69,9 @@ class ModelSource:
     labels: tuple[str, ...] | None = None
     """The label set of the checkpoint; None where a folder says it."""
     image_size: tuple[int, int] | None = None
-    pad_end: bool = False
     """The picture size of the checkpoint; None where pictures keep their shape, or a folder says it."""
+    pad_end: bool = False
+    """Whether the pad token ends a response of the checkpoint's model."""
 
     @property
     def on_hub(self) -> bool:
