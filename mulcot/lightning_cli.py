@@ -52,7 +52,7 @@ class StageConfigFile(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Writes the file into the stage's directory."""
         verb = {"fit": "fit", "validate": "validate", "test": "test", "predict": "predict"}[stage]
-        text = self.parser.dump(self.config, skip_none=False)
+        text = self.parser.dump(self.config, skip_none=False, skip_validation=True)  # it was parsed
         write_atomic(Path(self.config.stage_dir) / f"config-{verb}.yaml", text)
 
 
@@ -83,6 +83,10 @@ class MulcotCLI(LightningCLI):
         )
 
     # -- parsing ----------------------------------------------------------------------------------------------------
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The given verb alone: the parsers of the others would be built for nothing."""
+        return {verb: skipped for verb, skipped in super().subcommands().items() if verb == self.argv[0]}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """As in the base class, with our way of finding config files."""

@@ -19,6 +19,7 @@ Source = Literal["teacher-predicted", "teacher-explained", "assistant"]
 TASKS: Final[tuple[Task, ...]] = ("reasoning", "classification")
 SPLITS: Final[tuple[Split, ...]] = ("train", "val", "test")
 DEFAULT_LABELS: Final[tuple[str, ...]] = ("positive", "neutral", "negative")
+_encoded: Final = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` would make an encoder for each value
 
 
 class InputError(ValueError):
@@ -83,10 +84,7 @@ class Rationale:
 
     def to_json(self) -> str:
         """The rationale as the target text of the reasoning task: one JSON object with the five keys in fixed order."""
-        return json.dumps(
-            {key: getattr(self, name) for key, name in RATIONALE_KEYS.items()},
-            ensure_ascii=False,
-        )
+        return _encoded({key: getattr(self, name) for key, name in RATIONALE_KEYS.items()})
 
 
 RATIONALE_KEYS: Final[dict[str, str]] = {
@@ -97,7 +95,7 @@ RATIONALE_KEYS: Final[dict[str, str]] = {
 
 def prediction_json(label: str) -> str:
     """The target text of the classification task: a JSON object that holds the Prediction alone."""
-    return json.dumps({"Prediction": label}, ensure_ascii=False)
+    return _encoded({"Prediction": label})
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +121,9 @@ class RationaleRecord:
 
     def to_json(self) -> str:
         """The record as one line of JSON, the rationale's five keys spelt as a model writes them."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {name: getattr(self, name) for name in self.__slots__}
         values["rationale"] = {key: getattr(self.rationale, name) for key, name in RATIONALE_KEYS.items()}
-        return json.dumps(values, ensure_ascii=False)
+        return _encoded(values)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RationaleRecord:

@@ -10,8 +10,8 @@ from pathlib import Path
 from mulcot.files import write_atomic
 from mulcot.teachers.settled import Conclusion, Settled
 from mulcot.teachers.store import LabelStore
-from mulcot.teachers.store_summary import SplitCounts
-from mulcot.types import Post, RationaleRecord
+from mulcot.teachers.store_summary import SplitCounting, SplitCounts, settled_with_tokens
+from mulcot.types import Post, Rationale, RationaleRecord
 from stages.outcomes import Outcome
 
 
@@ -53,24 +53,32 @@ def replayed_row(found: Conclusion, post: Post, split: str, position: int) -> Se
     )
 
 
-def write_rationale_files(folder: Path, store: LabelStore, splits: Sequence[str]) -> None:
+def write_rationale_files(folder: Path, store: LabelStore, splits: Sequence[str]) -> dict[str, SplitCounts]:
     """Writes `rationales-<split>.jsonl` and `rejects-<split>.jsonl` for every split, from the store alone.
 
     A line of the rejects holds `post_id`, `failure` (the kind), `reason` (in words) and `reply` (the last one, as it
     was written). Each file is replaced as a whole or not at all.
+
+    Returns:
+        What `split_counts` says, from the same reading of the store.
     """
+    counting = SplitCounting()
     accepted: dict[str, list[str]] = {split: [] for split in splits}
     rejected: dict[str, list[str]] = {split: [] for split in splits}
-    for row in store.settled():
-        if row.split not in accepted:
-            continue
-        if row.failure is None:
-            accepted[row.split].append(row.imported or _record(store, row).to_json())
-        else:
-            rejected[row.split].append(_reject(store, row))
+    for rows, tokens in settled_with_tokens(store):
+        rationales = store.accepted({row.asks[-1][:2] for row in rows if row.failure is None and row.imported is None})
+        for row in rows:
+            counting.add(row, tokens)
+            if row.split not in accepted:
+                continue
+            if row.failure is None:
+                accepted[row.split].append(row.imported or _record(store, row, rationales, tokens).to_json())
+            else:
+                rejected[row.split].append(_reject(store, row))
     for split in splits:
         write_atomic(folder / f"rationales-{split}.jsonl", _lines(accepted[split]))
         write_atomic(folder / f"rejects-{split}.jsonl", _lines(rejected[split]))
+    return counting.splits()
 
 
 def write_metrics(folder: Path, found: Mapping[str, SplitCounts], splits: Sequence[str]) -> None:
@@ -80,12 +88,16 @@ def write_metrics(folder: Path, found: Mapping[str, SplitCounts], splits: Sequen
     write_atomic(folder / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
 
 
-def _record(store: LabelStore, row: Settled) -> RationaleRecord:
-    key, attempt, _ = row.asks[-1]
-    rationale = store.accepted(key, attempt)
+def _record(
+    store: LabelStore,
+    row: Settled,
+    rationales: Mapping[tuple[str, int], Rationale],
+    tokens_of: Mapping[tuple[str, int], tuple[int, int]],
+) -> RationaleRecord:
+    rationale = rationales.get(row.asks[-1][:2])
     if rationale is None or row.source is None:
         raise LookupError(f"{store.path}: post {row.post_id!r} is settled, but its rationale is missing")
-    tokens = [store.tokens(key, attempt) for key, attempt, _ in row.asks]
+    tokens = [tokens_of[key, attempt] for key, attempt, _ in row.asks]
     return RationaleRecord(
         post_id=row.post_id,
         rationale=rationale,

@@ -28,7 +28,6 @@ from mulcot.teachers.store_summary import (
     print_reconciliation,
     reconcile,
     spent,
-    split_counts,
 )
 from mulcot.types import DEFAULT_LABELS, InputError, Post
 from stages.background import BackgroundLoop
@@ -219,8 +218,7 @@ class TeacherStage(LightningModule):
         self._meet(None)
         if self._store is not None:
             self._store.set_note("ended", "yes")
-            write_rationale_files(self.stage_dir, self._store, self._split_names)
-            counts = split_counts(self._store)
+            counts = write_rationale_files(self.stage_dir, self._store, self._split_names)
             write_metrics(self.stage_dir, counts, self._split_names)
             self._tell(counts)
         self._close_store()

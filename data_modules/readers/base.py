@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from data_modules.readers.image_root import ImageRoot
-from data_modules.readers.row_log import Row, RowError, RowLog, one_line, shown
+from data_modules.readers.row_log import Places, Row, RowError, RowLog, one_line, shown
 from data_modules.readers.row_log import filled as filled
 from data_modules.readers.taken_ids import TakenIds
 from data_modules.readers.text_files import read_lines as read_lines
@@ -254,13 +254,9 @@ class PostChecks:
             remedy = "write it as the text does, or set aspect_in_text: false where aspects are categories"
             raise row.error(names["aspect"], problem, remedy)
         name = self._new_id(row, id)
-        post = Post(
-            id=name,
-            text=written,
-            image=image if isinstance(image, StoredPicture) else self.image(row, image, names["image"]),
-            aspect=target,
-            label=None if label is None else self.label(row, label, names["label"]),
-        )
+        if isinstance(image, str) or not isinstance(image, StoredPicture):  # the second question takes long
+            image = self.image(row, image, names["image"])
+        post = Post(name, written, image, target, None if label is None else self.label(row, label, names["label"]))
         self._ids.take(name, row)
         return post
 
@@ -271,6 +267,7 @@ class PostChecks:
         ids_of: Callable[[Split], Iterable[tuple[Row, object]]],
         log: RowLog,
         kept: Callable[[Split, RowLog], Entries] | None = None,
+        known: dict[Split, Places[str]] | None = None,
     ) -> Entries:
         """The posts of a split, none of which has an id that stands in another split.
 
@@ -283,7 +280,10 @@ class PostChecks:
             log: Where wrong rows go.
             kept: The posts of another split that are kept under a log; it is asked where wrong rows are skipped and
                 an id stands in two splits. Without it every id of another split counts.
+            known: The ids of other splits that passes under a like log have met; what this pass meets is added. Only
+                for a source whose posts all have an id that `ids_of` gives.
         """
+        known = {} if known is None else known
         if kept is not None:
             self._ids.kept = lambda other: {post.id for post in _kept_posts(kept, other, log.decode)}
         for name in SPLITS:
@@ -291,9 +291,11 @@ class PostChecks:
                 yield from posts
                 if log.on_bad_row == "skip":
                     return  # an id that stands again in a later split is listed when that one is read
-            else:
+                known[name] = self._ids.here
+            elif name not in known or not self._ids.take_split(name, known[name]):
                 for row, value in ids_of(name):
                     self.note_id(name, row, value, log)
+                known[name] = self._ids.of_split(name)
 
     def note_id(self, split: Split, row: Row, value: object, log: RowLog) -> None:
         """Remembers the id of another split's row, if it has one.

@@ -1,7 +1,12 @@
 """The folder that pictures must lie in, and why a name does not."""
 
 import os
+import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Final
+
+_SUSPECT: Final = re.compile(r"[:\\]|^/|\.\.")
+"""Without one of these a name is no URL, begins at no root or drive, and does not go up; most names have none."""
 
 
 class ImageRoot:
@@ -14,6 +19,7 @@ class ImageRoot:
     def __init__(self, folder: Path) -> None:
         """Nothing is looked at yet."""
         self.folder = Path(folder)
+        self._written = str(self.folder)
         self._real = Path(os.path.realpath(folder))
 
     def problem(self, name: str) -> str:
@@ -24,9 +30,9 @@ class ImageRoot:
 
     def _leads_out(self, name: str) -> bool:
         """Whether a symbolic link takes a name without `..` out of the root; only a link can."""
-        path = self.folder
-        for part in PurePosixPath(name).parts:
-            path /= part
+        path = self._written
+        for part in name.split("/"):
+            path = os.path.join(path, part)
             if os.path.islink(path):
                 return not Path(os.path.realpath(self.folder / name)).is_relative_to(self._real)
         return False
@@ -34,6 +40,8 @@ class ImageRoot:
 
 def why_outside(name: str) -> str:
     """Why a name cannot lie in an image root, whatever the disk holds; empty when it can."""
+    if not _SUSPECT.search(name):
+        return ""
     if "://" in name or name.lower().startswith("data:"):
         return "is a URL"
     windows = PureWindowsPath(name)

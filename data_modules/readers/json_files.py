@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from data_modules.readers.row_log import Row, RowError, one_line, shown
 from data_modules.readers.text_files import read_text
@@ -43,7 +43,7 @@ def json_line(row: Row, line: str | RowError) -> dict[str, Any]:
     if isinstance(line, RowError):
         raise line
     try:
-        return as_object(row, parse_json(str(row), line))
+        return as_object(row, parse_json(row, line))
     except RowError:
         raise
     except InputError as error:
@@ -51,10 +51,10 @@ def json_line(row: Row, line: str | RowError) -> dict[str, Any]:
         raise RowError(row, None, problem, remedy) from error
 
 
-def parse_json(where: str, text: str) -> Any:
+def parse_json(where: object, text: str) -> Any:
     """Text as JSON; `where` opens the error when it is none."""
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return json.loads(text) if text.startswith(_MARK) else _DECODER.decode(text)  # which does not name a mark
     except json.JSONDecodeError as error:
         place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
         raise InputError(f"{where}: no valid JSON at {place} ({error.msg}); correct it there") from error
@@ -84,3 +84,8 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     times = Counter(name for name, _ in pairs)
     repeated.key = next(name for name, number in times.items() if number > 1)
     return repeated
+
+
+_MARK: Final = "\ufeff"
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_object)
+"""One for all lines: `json.loads` would make one for each."""

@@ -14,6 +14,8 @@ from mulcot.types import InputError, Post, Split, StoredPicture
 FIELDS: Final = ("id", "text", "image", "aspect", "label")
 PICTURE_SUFFIXES: Final = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """By which a file name looks like one of a picture."""
+_BETWEEN: Final = re.compile(r"[;|,\n]")
+"""What parts the pictures where a cell names several."""
 
 
 class PostColumns:
@@ -112,8 +114,10 @@ class PostReading:
         if not isinstance(value, str) and isinstance(value, StoredPicture):
             return value
         name = filled(row, column, value)
-        parts = [part.strip(" \t\r\"'[]") for part in re.split(r"[;|,\n]", name)]
-        alike = len(parts) > 1 and all(part.lower().endswith(PICTURE_SUFFIXES) for part in parts)
+        if not _BETWEEN.search(name):
+            return name
+        parts = [part.strip(" \t\r\"'[]") for part in _BETWEEN.split(name)]
+        alike = all(part.lower().endswith(PICTURE_SUFFIXES) for part in parts)
         if alike and not os.path.isfile(os.path.join(self.root, name)):
             raise _pictures(row, column, len(parts))
         return name

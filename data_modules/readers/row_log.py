@@ -127,6 +127,10 @@ class Places(Generic[Key]):
         path, unit = list(self._files)[file]
         return Row(path, number, unit)
 
+    def meets(self, others: Places[Key]) -> bool:
+        """Whether a key stands in both."""
+        return not self._places.keys().isdisjoint(others._places.keys())
+
 
 class RowLog:
     """What one reading met: wrong rows, rows that a rule of the source drops, and counts that the source is known by.
@@ -205,6 +209,8 @@ def filled(row: Row, field: str, value: object) -> str:
 
 def _is_unicode(text: str) -> bool:
     """Whether the text can be written as UTF-8; JSON escapes can spell text that cannot."""
+    if text.isascii():
+        return True
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -1,6 +1,7 @@
 """Tables of posts: JSON Lines, a JSON list, CSV, TSV or Parquet, one file a split."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from data_modules.readers.base import Entries, Reader
@@ -69,8 +70,7 @@ class Table(Reader):
         if split not in self.paths:
             named = ", ".join(self.splits()) or "none"
             raise InputError(f"files: no file is named for the split {split!r}; there are files for {named}: add it")
-        columns = PostColumns(*self._columns, {field: field for field in FIELDS}, ("id", "text", "image"))
-        return TablePosts(columns, *self._format).entries(split, self.paths, self.image_root, log)
+        return self._posts.entries(split, self.paths, self.image_root, log)
 
     def splits(self) -> tuple[Split, ...]:
         """Those that a file is named for."""
@@ -79,6 +79,12 @@ class Table(Reader):
     def files(self) -> list[Path]:
         """The named files that exist."""
         return [path for path in self.paths.values() if path.is_file()]
+
+    @cached_property
+    def _posts(self) -> TablePosts:
+        """How the tables' rows become posts; a wrong argument shows here."""
+        columns = PostColumns(*self._columns, {field: field for field in FIELDS}, ("id", "text", "image"))
+        return TablePosts(columns, *self._format)
 
     def _check_files(self) -> None:
         for split, path in self.paths.items():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data_modules.readers.base import Entries, checked, not_empty
 from data_modules.readers.post_columns import FIELDS, PostColumns, PostReading, id_of
-from data_modules.readers.row_log import Row, RowLog
+from data_modules.readers.row_log import OnBadRow, Places, Row, RowLog
 from data_modules.readers.table_files import TableRows, table_rows
 from data_modules.readers.text_files import check_encoding
 from mulcot.types import InputError, Split
@@ -30,6 +30,7 @@ class TablePosts:
         self.columns = columns
         self.encoding = encoding
         self.delimiter = delimiter
+        self._known: dict[OnBadRow, tuple[object, dict[Split, Places[str]]]] = {}
 
     def rows(self, path: Path, fields: Collection[str] = FIELDS) -> TableRows:
         """The rows of a table with these fields alone.
@@ -58,7 +59,17 @@ class TablePosts:
 
         reading = PostReading(self.columns, split, image_root, log)
         posts = checked(not_empty(tables[split], self.rows(tables[split])), reading.post, log)
-        return reading.checks.across_splits(split, posts, ids_of, log, kept)
+        return reading.checks.across_splits(split, posts, ids_of, log, kept, self._known_ids(tables, log))
+
+    def _known_ids(self, tables: Mapping[Split, Path], log: RowLog) -> dict[Split, Places[str]] | None:
+        """The ids that earlier readings of these files have met; None where posts may be called by something else."""
+        if "id" not in self.columns.needed:
+            return None
+        files = {split: (path, path.stat()) for split, path in tables.items() if path.is_file()}
+        state = [(split, path, file.st_ino, file.st_size, file.st_mtime_ns) for split, (path, file) in files.items()]
+        if log.on_bad_row not in self._known or self._known[log.on_bad_row][0] != state:
+            self._known[log.on_bad_row] = (state, {})
+        return self._known[log.on_bad_row][1]
 
 
 def _check_delimiter(delimiter: str | None) -> None:

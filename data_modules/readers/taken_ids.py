@@ -32,9 +32,34 @@ class TakenIds:
         """The post of this row is right, as far as the row itself shows it."""
         self._here.put(name, row)
 
+    @property
+    def here(self) -> Places[str]:
+        """The ids of the split that is read."""
+        return self._here
+
+    def of_split(self, split: Split) -> Places[str]:
+        """The ids that were met in another split."""
+        return self._elsewhere.setdefault(split, Places())
+
+    def take_split(self, split: Split, ids: Places[str]) -> bool:
+        """Takes all ids of another split at once, as `take_elsewhere` does one by one, unless one of them is taken.
+
+        Args:
+            split: The split.
+            ids: Its ids, which an earlier pass under the same rule for wrong rows has met; they are not changed.
+
+        Returns:
+            Whether they were taken; where not, none was.
+        """
+        met = [self._here, *self._elsewhere.values()]
+        if self._log.on_bad_row == "error" and any(ids.meets(others) for others in met):
+            return False
+        self._elsewhere[split] = ids
+        return True
+
     def take_elsewhere(self, split: Split, name: str, row: Row) -> None:
         """A row of another split has this id, whatever becomes of it."""
-        self._elsewhere.setdefault(split, Places()).note(name, row)
+        self.of_split(split).note(name, row)
 
     def check(self, row: Row, name: str, field: str) -> None:
         """Refuses an id that a post has which is kept.

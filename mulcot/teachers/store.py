@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -34,6 +35,8 @@ THE_ROW: Final = (
     "(SELECT rowid FROM attempts WHERE key=? AND attempt=? ORDER BY reply IS NULL, outcome IS NULL, origin LIMIT 1)"
 )
 _EXPECTED: Final = "expect/"
+_LOOK_UP: Final = 400
+"""Attempts that one query looks for; some builds of SQLite take fewer than a thousand values."""
 
 
 class LabelStore:
@@ -177,13 +180,10 @@ class LabelStore:
                 (key, attempt, rationale.prediction, rationale.to_json()),
             )
 
-    def accepted(self, key: str, attempt: int | None = None) -> Rationale | None:
-        """The rationale that was accepted under a content key, None where there is none; the first of any attempt."""
-        row = self._reads.execute(
-            "SELECT rationale FROM accepted WHERE key=? AND attempt=coalesce(?, attempt) ORDER BY attempt",
-            (key, attempt),
-        ).fetchone()
-        return None if row is None else _rationale(row[0])
+    def accepted(self, asks: Collection[tuple[str, int]]) -> dict[tuple[str, int], Rationale]:
+        """The rationales that were accepted under content keys and attempts, for those that have one."""
+        found = self._of("SELECT key, attempt, rationale FROM asked JOIN accepted USING (key, attempt)", asks)
+        return {(key, attempt): _rationale(written) for key, attempt, written in found}
 
     def all_accepted(self) -> Iterator[tuple[str, Rationale]]:
         """Every accepted rationale with its content key."""
@@ -254,16 +254,24 @@ class LabelStore:
             values[-2] = tuple((key, attempt, bool(is_new)) for key, attempt, is_new in json.loads(row[-2]))
             yield Settled(*values)
 
-    def tokens(self, key: str, attempt: int) -> tuple[int, int]:
-        """What the reply to an attempt read and wrote; zeros where there is none."""
-        query = f"SELECT prompt_tokens, completion_tokens FROM attempts WHERE rowid = {THE_ROW}"
-        row = self._reads.execute(query, (key, attempt)).fetchone() or (0, 0)
-        return row[0] or 0, row[1] or 0
+    def tokens(self, asks: Collection[tuple[str, int]]) -> dict[tuple[str, int], tuple[int, int]]:
+        """What the replies to attempts read and wrote; zeros where there is none."""
+        the_row = THE_ROW.replace("?", "asked.key", 1).replace("?", "asked.attempt", 1)
+        columns = "asked.key, asked.attempt, prompt_tokens, completion_tokens"
+        query = f"SELECT {columns} FROM asked LEFT JOIN attempts ON rowid = {the_row}"
+        return {(key, attempt): (read or 0, written or 0) for key, attempt, read, written in self._of(query, asks)}
 
     def written(self, key: str, attempt: int) -> str | None:
         """The stored reply to an attempt as it was written, None where there is none."""
         row = self._reads.execute(f"SELECT reply FROM attempts WHERE rowid = {THE_ROW}", (key, attempt)).fetchone()
         return None if row is None else row[0]
+
+    def _of(self, query: str, asks: Collection[tuple[str, int]]) -> Iterator[tuple[Any, ...]]:
+        """The rows of a query of our own about `asked`, a table of content keys and attempts."""
+        left = iter(asks)
+        while some := list(islice(left, _LOOK_UP)):
+            table = f"WITH asked (key, attempt) AS (VALUES {', '.join(['(?, ?)'] * len(some))}) "
+            yield from self._reads.execute(table + query, tuple(chain.from_iterable(some)))
 
     def read(self, query: str, *values: str | int) -> list[tuple[Any, ...]]:
         """The rows of a query of our own; it cannot write."""

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from mulcot.teachers.limits import Experience, Prices
+from mulcot.teachers.settled import Settled
 from mulcot.teachers.store import LabelStore
 from mulcot.types import SPLITS, InputError
 
 _PRICES = "prices/"
+_LOOK_UP = 400
+"""Dialogues whose tokens are looked up together."""
 
 
 @dataclass
@@ -73,15 +78,19 @@ class Reconciliation:
         return asdict(self)
 
 
-def split_counts(store: LabelStore) -> dict[str, SplitCounts]:
-    """How the last run ended, split by split."""
-    splits: dict[str, SplitCounts] = {}
-    posts: dict[str, set[int]] = {}
-    seen: dict[str, set[tuple[str, int]]] = {}
-    judged: Counter[tuple[str, bool]] = Counter()
-    for row in store.settled():
-        counts = splits.setdefault(row.split, SplitCounts())
-        posts.setdefault(row.split, set()).add(row.position)
+class SplitCounting:
+    """Counts how dialogues ended, split by split."""
+
+    def __init__(self) -> None:
+        self._splits: dict[str, SplitCounts] = {}
+        self._posts: dict[str, set[int]] = {}
+        self._seen: dict[str, set[tuple[str, int]]] = {}
+        self._judged: Counter[tuple[str, bool]] = Counter()
+
+    def add(self, row: Settled, tokens: Mapping[tuple[str, int], tuple[int, int]]) -> None:
+        """One more, with the tokens of its replies by key and attempt."""
+        counts = self._splits.setdefault(row.split, SplitCounts())
+        self._posts.setdefault(row.split, set()).add(row.position)
         if row.failure is not None:
             counts.failed[row.failure] = counts.failed.get(row.failure, 0) + 1
         else:
@@ -89,23 +98,42 @@ def split_counts(store: LabelStore) -> dict[str, SplitCounts]:
             counts.accepted_explained += row.source == "teacher-explained"
             counts.accepted_unlabelled += row.gold is None
             counts.imported += row.imported is not None
+        seen = self._seen.setdefault(row.split, set())
         for key, attempt, is_new in row.asks:
             counts.requests += is_new
             counts.replayed += not is_new
-            if (key, attempt) not in seen.setdefault(row.split, set()):
-                seen[row.split].add((key, attempt))
-                read, written = store.tokens(key, attempt)
+            if (key, attempt) not in seen:
+                seen.add((key, attempt))
+                read, written = tokens[key, attempt]
                 counts.prompt_tokens += read
                 counts.completion_tokens += written
         if row.gold is not None and row.first_prediction is not None:
-            judged[row.split, row.first_prediction == row.gold] += 1
-    splits = {split: splits[split] for split in sorted(splits, key=_place)}
-    for split, counts in splits.items():
-        counts.posts = len(posts[split])
-        counts.failed = dict(sorted(counts.failed.items()))
-        valid = judged[split, True] + judged[split, False]
-        counts.teacher_accuracy = judged[split, True] / valid if valid else None
-    return splits
+            self._judged[row.split, row.first_prediction == row.gold] += 1
+
+    def splits(self) -> dict[str, SplitCounts]:
+        """What was counted, by split."""
+        for split, counts in self._splits.items():
+            counts.posts = len(self._posts[split])
+            counts.failed = dict(sorted(counts.failed.items()))
+            valid = self._judged[split, True] + self._judged[split, False]
+            counts.teacher_accuracy = self._judged[split, True] / valid if valid else None
+        return {split: self._splits[split] for split in sorted(self._splits, key=_place)}
+
+
+def split_counts(store: LabelStore) -> dict[str, SplitCounts]:
+    """How the last run ended, split by split."""
+    counting = SplitCounting()
+    for rows, tokens in settled_with_tokens(store):
+        for row in rows:
+            counting.add(row, tokens)
+    return counting.splits()
+
+
+def settled_with_tokens(store: LabelStore) -> Iterator[tuple[list[Settled], dict[tuple[str, int], tuple[int, int]]]]:
+    """How the dialogues of the last run ended, some at a time, with the tokens of their replies by key and attempt."""
+    rows = store.settled()
+    while some := list(islice(rows, _LOOK_UP)):
+        yield some, store.tokens({(key, attempt) for row in some for key, attempt, _ in row.asks})
 
 
 def _place(split: str) -> tuple[int, str]:

@@ -1,6 +1,8 @@
 import csv
 import json
 import tracemalloc
+from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from PIL import Image
 
 from data_modules.readers import Reader, Table
-from data_modules.readers.row_log import RowLog
+from data_modules.readers.base import PostChecks
+from data_modules.readers.row_log import Places, Row, RowLog
+from data_modules.readers.table_files import TableRows
 from mulcot.generation import parse_rationale
 from mulcot.prompts import get_prompt
-from mulcot.types import InputError, Post, Rationale
+from mulcot.types import InputError, Post, Rationale, Split
 
 GOOD = {"id": "1", "text": "Hail in May", "image": "a.png"}
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -593,6 +597,60 @@ def test_an_id_stands_in_one_split_only(folder: Path) -> None:
             InputError, match=r"test\.jsonl, line 2, field 'id': .* already stands at .*train\.jsonl, line 1"
         ):
             source.read(split)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_no_split_is_read_again_for_its_ids(folder: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {"train": ["1", "2", "3", "4"], "val": ["5", "6"], "test": ["7"]}
+    files = {
+        split: save(folder / f"{split}{suffix}", [{**GOOD, "id": name} for name in ids]) for split, ids in rows.items()
+    }
+    source = Table(files, folder)
+    reads: Counter[str] = Counter()
+    rows_of = source._posts.rows
+
+    def counted(path: Path, *fields: Collection[str]) -> TableRows:
+        for row, values in rows_of(path, *fields):
+            reads[path.stem] += 1
+            yield row, values
+
+    monkeypatch.setattr(source._posts, "rows", counted)
+    for split, ids in rows.items():
+        assert [post.id for post in source.read(split)] == ids
+    # The ids of the later splits are compared with the first one's before there is anybody to ask for their posts.
+    assert reads == {"train": 4, "val": 2 * 2, "test": 2 * 1}
+
+
+def test_ids_of_a_file_that_was_changed_are_read_anew(folder: Path) -> None:
+    source = lines_of(folder, train=[GOOD], val=[{**GOOD, "id": "2"}])
+    assert [post.id for split in ("train", "val") for post in source.read(split)] == ["1", "2"]
+    lines_of(folder, train=[{**GOOD, "id": "20"}, {**GOOD, "id": "2"}])
+    with pytest.raises(
+        InputError, match=r"val\.jsonl, line 1, field 'id': .* '2' already stands at .*train\.jsonl, line 2"
+    ):
+        source.read("val")
+    lines_of(folder, train=[{**GOOD, "id": "30"}])
+    assert [post.id for post in source.read("val")] == ["2"]
+
+
+@pytest.mark.parametrize(("train", "val"), [(["1"], ["2", "1"]), (["2", "1"], ["1"])])
+def test_ids_that_are_known_are_refused_like_those_that_are_read(
+    folder: Path, train: list[str], val: list[str]
+) -> None:
+    places = {
+        name: [(Row(folder / name, number), id_) for number, id_ in enumerate(ids, 1)]
+        for name, ids in (("train", train), ("val", val))
+    }
+    known: dict[Split, Places[str]] = {"val": Places()}
+    for row, id_ in places["val"]:
+        known["val"].put(id_, row)
+    checks = PostChecks(["positive", "negative"], folder, check_images=False)
+    posts = ((row, checks.post(row, id=id_, text="text", image="a.png")) for row, id_ in places["train"])
+    with pytest.raises(InputError) as refused:
+        list(checks.across_splits("train", posts, lambda split: places.get(split, []), RowLog(), known=known))
+    there, here = val.index("1") + 1, train.index("1") + 1
+    problem = f"the id '1' already stands at {folder / 'train'}, row {here}"
+    assert str(refused.value).startswith(f"{folder / 'val'}, row {there}, field 'id': {problem}")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -91,14 +91,15 @@ def test_judgements(tmp_path: Path) -> None:
         for attempt in (0, 1):
             store.begin("k", attempt, "predict", None)
             store.record_reply("k", attempt, REPLY)
+        both = [("k", 0), ("k", 1)]
         store.refuse("k", 0, "no Prediction")
-        assert store.accepted("k") is None
+        assert store.accepted(both) == {}
         store.accept("k", 1, RATIONALE)
-        assert store.accepted("k") == RATIONALE
+        assert store.accepted(both) == {("k", 1): RATIONALE}
         outcomes = store._db.execute("SELECT outcome, reason FROM attempts ORDER BY attempt").fetchall()
         assert outcomes == [("refused", "no Prediction"), ("accepted", None)]
         store.refuse("k", 1, "a stricter parser")
-        assert store.accepted("k") is None
+        assert store.accepted(both) == {}
         assert store.reply("k", 1) == REPLY, "a refused reply is kept"
 
 
@@ -110,7 +111,7 @@ def test_a_repeated_judgement_writes_nothing(tmp_path: Path) -> None:
         store.accept("k", 0, RATIONALE)
         assert store._db.total_changes == before
         store.accept("k", 0, replace(RATIONALE, text_analysis="parsed better"))
-        assert store.accepted("k") == replace(RATIONALE, text_analysis="parsed better")
+        assert store.accepted([("k", 0)]) == {("k", 0): replace(RATIONALE, text_analysis="parsed better")}
 
 
 def test_an_attempt_that_was_never_begun_cannot_be_answered(tmp_path: Path) -> None:
@@ -119,7 +120,37 @@ def test_an_attempt_that_was_never_begun_cannot_be_answered(tmp_path: Path) -> N
             store.record_reply("k", 0, REPLY)
         with pytest.raises(LookupError, match="never begun"):
             store.accept("k", 0, RATIONALE)
-        assert store.accepted("k") is None
+        assert store.accepted([("k", 0)]) == {}
+
+
+def test_any_number_of_attempts_is_looked_up_at_once(tmp_path: Path) -> None:
+    asks = [(f"key {number}", number % 3) for number in range(1001)]
+    with LabelStore(tmp_path / "labels.sqlite") as store, store.transaction():
+        for number, (key, attempt) in enumerate(asks):
+            store.begin(key, attempt, "predict", None)
+            store.record_reply(key, attempt, TeacherReply("reply", number, 2 * number))
+            store.accept(key, attempt, replace(RATIONALE, text_analysis=key))
+    with LabelStore(tmp_path / "labels.sqlite") as store:
+        assert store.tokens(asks) == {ask: (number, 2 * number) for number, ask in enumerate(asks)}
+        assert {ask: found.text_analysis for ask, found in store.accepted(asks).items()} == {
+            ask: ask[0] for ask in asks
+        }
+        assert (store.tokens([]), store.accepted([])) == ({}, {})
+
+
+def test_the_tokens_of_an_attempt_are_those_of_the_reply_that_counts(tmp_path: Path) -> None:
+    with LabelStore(tmp_path / "labels.sqlite") as store:
+        for store.origin, reply in (
+            ("a", None),
+            ("b", TeacherReply("reply", 5, 7)),
+            ("c", TeacherReply("reply", 1, 2)),
+        ):
+            store.begin("k", 0, "predict", None)
+            if reply is not None:
+                store.record_reply("k", 0, reply)
+        store.begin("k", 1, "predict", None)
+        asks = [("k", 0), ("k", 1), ("never asked", 0)]
+        assert store.tokens(asks) == {("k", 0): (5, 7), ("k", 1): (0, 0), ("never asked", 0): (0, 0)}
 
 
 def test_key_depends_on_everything_that_a_reply_depends_on() -> None:
