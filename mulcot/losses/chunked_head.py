@@ -25,8 +25,10 @@ Gradients flow to the logits alone. They are in fp32 at least, are lent for the 
 """
 
 _CHUNK_BYTES: Final = 300 * 2**20
-"""Logits that are projected at once: 512 tokens of 151,936 ids in fp32, below which matrix products get slower."""
-_SLICE_BYTES: Final = {"cpu": 28 * 2**20}
+"""Logits that are projected at once, elsewhere than on a CPU: 512 tokens of 151,936 ids in fp32."""
+_CHUNK_ON_CPU: Final = (256, 28 * 2**20)
+"""On a CPU so many tokens, below which matrix products get slower, or as many as have logits of so many bytes."""
+_SLICE_BYTES: Final = {"cpu": 8 * 2**20}
 """Of these, fp32 logits that the terms see at once. glibc takes blocks up to 32 MiB from memory that it has, and larger
 ones from the kernel, page by page: on the CPU small slices halve the time of everything but the projection."""
 _SLICE_BYTES_ELSEWHERE: Final = 128 * 2**20
@@ -96,7 +98,7 @@ def chunked_loss(
         targets: `[tokens]` int64, the response tokens.
         view: what the assistant thinks of the same tokens; None when there is no assistant.
         terms: the terms; with none the total is 0.
-        chunk_tokens: tokens that are projected at once; None for as many as make about 300 MiB of logits.
+        chunk_tokens: tokens that are projected at once; None for what suits the device, 300 MiB of logits at most.
         inspect: also finds the likeliest ids and the gradient norms, which takes one more projection of the gradient.
 
     Returns:
@@ -112,7 +114,7 @@ def chunked_loss(
     trained = [torch.is_grad_enabled() and part is not None and part.requires_grad for part in parts]
     sums = _Sums(hidden, head, terms, trained, inspect)
     with torch.no_grad():
-        for tokens in _pieces(len(hidden), chunk_tokens or sums.fitting(_CHUNK_BYTES)) if terms or inspect else ():
+        for tokens in _pieces(len(hidden), chunk_tokens or sums.chunk_tokens()) if terms or inspect else ():
             # A view that is projected here follows autocast, as the assistant's own head would.
             chunk_view = None if view is None else view[tokens]
             with torch.autocast(hidden.device.type, enabled=False):
@@ -179,6 +181,14 @@ class _Sums:
         self.of_bias = hidden.new_zeros(len(head.weight), dtype=self.sum_dtype) if trained[2] else None
         self.buffers: list[Tensor] = []
 
+    def chunk_tokens(self) -> int:
+        """How many tokens are projected at once."""
+        most = self.fitting(_CHUNK_BYTES)
+        if self.hidden.device.type != "cpu":
+            return most
+        enough, size = _CHUNK_ON_CPU
+        return min(most, max(enough, self.fitting(size)))
+
     def fitting(self, size: int) -> int:
         """How many tokens have logits of so many bytes, at least one."""
         return max(1, size // (len(self.weight) * self.sum_dtype.itemsize))
@@ -196,8 +206,8 @@ class _Sums:
             place = slice(tokens.start + part.start, tokens.start + part.stop)
             gradients = self._terms(place, logits[part], targets[part], None if view is None else view[part])
             # The gradient of all takes the place of the logits, which no one needs any more.
-            for buffer, gradient in zip((logits, *others), gradients, strict=False):
-                buffer[part] = gradient
+            for buffer, of_terms in zip((logits, *others), gradients, strict=False):
+                _write_sum(buffer[part], of_terms)
         if self.backward:
             self._project_back(tokens, dict(zip(self.kinds, (logits, *others), strict=True)))
 
@@ -208,15 +218,15 @@ class _Sums:
             self.buffers = [self.hidden.new_empty(shape, dtype=self.dtype) for _ in range(number)]
         return [buffer[:count] for buffer in self.buffers]
 
-    def _terms(self, place: slice, logits: Tensor, targets: Tensor, view: View | None) -> list[Tensor | float]:
-        """Evaluates the terms on a slice of a chunk; gives back the gradient of all and, if inspected, of the hard."""
+    def _terms(self, place: slice, logits: Tensor, targets: Tensor, view: View | None) -> list[list[Tensor]]:
+        """Evaluates the terms on a slice of a chunk; gives back the gradients of all and, if inspected, of the hard."""
         seen = accumulable(logits)
         if self.softcap is not None:
             seen = self.softcap * (seen / self.softcap).tanh()
         if self.predicted is not None:
             self.predicted[place] = seen.argmax(dim=-1)
         seen = seen.detach().requires_grad_(self.backward)
-        found: dict[str, Tensor] = {}
+        found: dict[str, list[Tensor]] = {kind: [] for kind in self.kinds}
         for term in self.terms:
             with torch.set_grad_enabled(self.backward and term.coefficient != 0):
                 loss = term.loss(seen, targets, view)
@@ -229,13 +239,12 @@ class _Sums:
             if loss.requires_grad:
                 scale = torch.full_like(loss, term.coefficient)
                 (gradient,) = torch.autograd.grad(loss, seen, scale, allow_unused=True)
-                if gradient is not None:  # never in place: it may belong to the term
+                if gradient is not None:
+                    if self.softcap is not None:  # the derivative of c · tanh(x / c) is 1 - tanh²
+                        gradient = gradient * (1 - (seen.detach() / self.softcap).square())
                     for kind in self.kinds[:1] if term.is_soft else self.kinds:
-                        found[kind] = found[kind] + gradient if kind in found else gradient
-        if self.softcap is not None:  # the derivative of c · tanh(x / c) is 1 - tanh²
-            slope = 1 - (seen.detach() / self.softcap).square()
-            found = {kind: gradient * slope for kind, gradient in found.items()}
-        return [found.get(kind, 0.0) for kind in self.kinds] if self.backward else []
+                        found[kind].append(gradient)
+        return list(found.values()) if self.backward else []
 
     def _project_back(self, tokens: slice, of_logits: dict[str, Tensor]) -> None:
         """Adds a chunk's gradient of its logits to those of hidden, weight and bias."""
@@ -267,6 +276,17 @@ class _Sums:
         of_hidden = self.of_hidden["all"] if self.trained[0] else None
         self.of_weight = None
         return [of_hidden, of_weight, self.of_bias]
+
+
+def _write_sum(out: Tensor, parts: Sequence[Tensor]) -> None:
+    """Writes the sum of parts, which are never changed: they may belong to the terms; the last addition is the copy."""
+    if len(parts) < 2:
+        out.copy_(parts[0]) if parts else out.zero_()
+        return
+    first, *rest = parts
+    for part in rest[:-1]:
+        first = first + part
+    torch.add(first, rest[-1], out=out)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, *, anew: bool) -> None:

@@ -122,16 +122,17 @@ def _exponentials(
     logits: Tensor, without: Tensor | None, temperature: float, rows: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """exp((logits - top) / T) `[tokens, vocab]`, 0 at the ids left out; their maximum and sum `[tokens, 1]`."""
-    work = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
-    if rows is not None:
-        work[:, rows:] = -math.inf
-    if without is not None:
-        work.scatter_(-1, without, -math.inf)
+    work = accumulable(logits)
+    if without is not None or rows not in (None, logits.shape[-1]):
+        work = work.clone() if work is logits else work
+        if rows is not None:
+            work[:, rows:] = -math.inf
+        if without is not None:
+            work.scatter_(-1, without, -math.inf)
     top = work.amax(dim=-1, keepdim=True)
-    work.sub_(top)
-    if temperature != 1:
-        work.div_(temperature)
-    work.exp_()
+    work = work - top if work is logits else work.sub_(top)
+    # exp takes thirty times as long where it underflows (MKL, below -87), exp2 does not.
+    work.mul_(math.log2(math.e) / temperature).exp2_()
     return work, top, work.sum(dim=-1, keepdim=True)
 
 

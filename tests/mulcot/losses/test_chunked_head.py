@@ -439,3 +439,25 @@ def test_gradients_of_the_head_are_averaged_over_ranks(tmp_path: Path) -> None:
     ]
     told = [process.communicate(timeout=120)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], told
+
+
+@pytest.mark.parametrize(("vocab", "expected"), [(32_000, 256), (1_000, 7_340)])
+def test_on_a_cpu_a_chunk_is_256_tokens_or_28_mib(vocab: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer tokens would slow the products down, more are memory for nothing."""
+    sliced: list[int] = []
+    projected: list[int] = []
+    plain = torch.mm
+
+    def noted(logits: Tensor, targets: Tensor, view: object) -> Tensor:
+        sliced.append(len(logits))
+        return cross_entropy(logits, targets)
+
+    def counted(left: Tensor, right: Tensor, **given: Any) -> Tensor:
+        projected.append(len(left))
+        return plain(left, right, **given)
+
+    monkeypatch.setattr(torch, "mm", counted)
+    hidden, targets = torch.randn(8_000, 2), torch.zeros(8_000, dtype=torch.int64)
+    chunked_loss(hidden, Head(torch.randn(vocab, 2)), targets, None, [Term("ce", noted, 1.0, is_soft=False)])
+    assert projected[0] == expected
+    assert max(sliced) * vocab * 4 <= 8 * 2**20
