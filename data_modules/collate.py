@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
@@ -56,6 +55,17 @@ class TrainingPosts:
             return range(int(self.first[index]), int(self.first[index + 1]))
         known = int(self.gold[index])
         return range(known, known + 1) if known >= 0 else range(0)
+
+    def tokens(self) -> NDArray[np.int64]:
+        """Tokens of all rows of each post, each with one response, `[posts]`; a shared beginning counts in each."""
+        total = np.zeros(len(self), dtype=np.int64)
+        for task in self.tasks:
+            if task == "reasoning":
+                rows, responses = self.rationales_of, np.diff(self.rationales.offsets[self.first])
+            else:
+                rows, responses = (self.gold >= 0).astype(np.int64), self.answers.lengths[self.gold] * (self.gold >= 0)
+            total += rows * self.encoded.lengths(task) + responses
+        return total
 
     def row(self, post: Post, index: int, task: Task, response: int) -> TextRow:
         """A post with one of its responses."""
@@ -135,13 +145,14 @@ class TrainingSet(Dataset[MicroBatch]):
             for task in self.posts.tasks:
                 for response in self.drawn(post.id, index, task, plan.epoch):
                     rows.setdefault(task, []).append(self.posts.row(post, index, task, response))
-        tasks = {task: self.collator.batch(given) for task, given in rows.items()}
+        tasks = self.collator.tasks(rows)
         self.collator.trim_pictures()
         self._check_size(tasks)
         return MicroBatch(tasks, dict(plan.step_tokens), tuple(post.id for post in posts))
 
     def _check_size(self, tasks: Mapping[Task, RowBatch]) -> None:
-        tokens = sum(rows.inputs["input_ids"].numel() for rows in tasks.values())
+        distinct = {id(rows.inputs): rows.inputs for rows in tasks.values()}  # tasks may share theirs
+        tokens = sum(inputs["input_ids"].numel() for inputs in distinct.values())
         if self.max_tokens is not None and tokens > self.max_tokens:
             fits = -(-tokens * self.parts // self.max_tokens)
             raise InputError(
@@ -181,59 +192,65 @@ class QuestionSet(Dataset[QuestionBatch]):
     def __len__(self) -> int:
         return len(self.slices)
 
+    def sizes(self) -> tuple[NDArray[np.int64], int]:
+        """Tokens of the longest line that each post needs in a batch, `[posts]`, and how many lines it needs."""
+        lengths = {task: self.encoded.lengths(task) for task in self.tasks}
+        longest = np.maximum.reduce(list(lengths.values()))
+        if "classification" not in self.tasks:
+            return longest, 1
+        if self.collator.form.layout == "paired":
+            return longest + max(map(len, self.answers)), len(self.answers)
+        line = lengths["classification"] + sum(map(len, self.answers))
+        return line + (self.encoded.branch_tokens("reasoning") if "reasoning" in self.tasks else 0), 1
+
     def __getitem__(self, index: int) -> QuestionBatch:
         numbers = self.slices[index]
         if not numbers:
             return QuestionBatch((), None, None)
         posts = [self.encoded[number] for number in numbers]
         asked = list(zip(posts, numbers, strict=True))
-        candidates = prompts = None
+        rows: dict[Task, list[TextRow]] = {}
         if "classification" in self.tasks:
-            candidates = self.collator.batch(
-                [self.encoded.row(*each, "classification", answer) for each in asked for answer in self.answers]
-            )
+            rows["classification"] = [
+                self.encoded.row(*each, "classification", answer) for each in asked for answer in self.answers
+            ]
         if "reasoning" in self.tasks:
-            prompts = self.collator.batch([self.encoded.row(*each, "reasoning") for each in asked], side="left")
+            rows["reasoning"] = [self.encoded.row(*each, "reasoning") for each in asked]
+        batches = self.collator.tasks(rows)
         self.collator.trim_pictures()
         references = tuple(self.references.get(post.id) for post in posts)
+        candidates, prompts = batches.get("classification"), batches.get("reasoning")
         return QuestionBatch(tuple(posts), candidates, prompts, references, tuple(numbers))
 
 
-class ResponseSet(Dataset[RowBatch]):
-    """Slices of rows with their responses, for a forward pass over what a student will learn.
+class ResponseSet(Dataset[MicroBatch]):
+    """Slices of posts with all their responses, for a forward pass over what a student will learn.
 
     Args:
-        slices: the rows of each batch, each of one task, as (post, response); a batch may be empty.
-        tasks: the task of each batch.
+        slices: the numbers of the posts of each batch; a batch may be empty.
         posts: the posts and their responses.
-        collator: pads rows.
+        collator: makes batches of rows.
     """
 
-    def __init__(
-        self,
-        slices: Sequence[Sequence[tuple[int, int]]],
-        tasks: Sequence[Task],
-        posts: TrainingPosts,
-        collator: RowCollator,
-    ) -> None:
+    def __init__(self, slices: Sequence[Sequence[int]], posts: TrainingPosts, collator: RowCollator) -> None:
         self.slices = slices
-        self.tasks = tasks
         self.posts = posts
         self.collator = collator
 
     def __len__(self) -> int:
         return len(self.slices)
 
-    def __getitem__(self, index: int) -> RowBatch:
-        rows = [
-            self.posts.row(self.posts.encoded[post], post, self.tasks[index], response)
-            for post, response in self.slices[index]
-        ]
-        if not rows:
-            return RowBatch((), {}, torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
-        batch = self.collator.batch(rows)
+    def __getitem__(self, index: int) -> MicroBatch:
+        rows: dict[Task, list[TextRow]] = {}
+        posts = [self.posts.encoded[number] for number in self.slices[index]]
+        for post, number in zip(posts, self.slices[index], strict=True):
+            for task in self.posts.tasks:
+                for response in self.posts.responses(number, task):
+                    rows.setdefault(task, []).append(self.posts.row(post, number, task, response))
+        tasks = self.collator.tasks(rows) if rows else {}
         self.collator.trim_pictures()
-        return batch
+        tokens = {task: len(given.targets) for task, given in tasks.items()}
+        return MicroBatch(tasks, tokens, tuple(post.id for post in posts))
 
 
 class PostSet(Dataset[list[Post]]):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from data_modules.post_table import PostTable
 from mulcot.images import upright_size
-from mulcot.rows import PlaceOf, RowEncoder, TextRow, load_error
+from mulcot.rows import PlaceOf, RowEncoder, TextRow, common_length, load_error
 from mulcot.types import TASKS, InputError, Post, StoredPicture, Task
 
 Ids = Sequence[int]
@@ -129,6 +129,16 @@ class EncodedPosts(Sequence[Post]):
     def row(self, post: Post, index: int, task: Task, response_ids: tuple[int, ...] = ()) -> TextRow:
         """The row of the post at `index`, which is given so that its rows share one."""
         return TextRow(post, task, self.encoder.head_text(post.setting, task), self.tails[task][index], response_ids)
+
+    def branch_tokens(self, task: Task) -> int:
+        """Tokens of a task's prompt behind what the prompts of all tasks begin with, as the first post has them.
+
+        It is what the prompt says of the reply's form, the same for every post.
+        """
+        if not len(self):
+            return 0
+        first, *others = (self.tails[each][0] for each in (task, *(name for name in self.tails if name != task)))
+        return len(first) - min((common_length(first, other) for other in others), default=0)
 
     def lengths(self, task: Task) -> NDArray[np.int64]:
         """Tokens of every post's prefix, `[posts]`, its picture's among them."""

@@ -19,7 +19,7 @@ from data_modules.rationales import iterate_rationales, read_rationales
 from data_modules.readers import Converted, Reader
 from data_modules.readers.row_log import OnBadRow, RowLog
 from data_modules.source import PostSource, is_many, tell
-from mulcot.rows import RowCollator, RowEncoder, TextRow
+from mulcot.rows import Layout, RowCollator, RowEncoder, RowForm, TextRow
 from mulcot.soft_labels import CachedView, SoftLabelCache, prompt_digest
 from mulcot.types import (
     SPLITS,
@@ -52,6 +52,10 @@ class RowUser(Protocol):
     assistant_encoder: RowEncoder | None
     """Encodes the same rows for an assistant beside the student; None where there is none, or it takes the same."""
 
+    def row_forms(self, layout: Layout, row_tokens: int | None) -> tuple[RowForm, RowForm]:
+        """In which form the stage's model and the assistant beside it take rows, when this one is wanted."""
+        ...
+
 
 class MultimodalDataModule(LightningDataModule):
     """Posts for every stage.
@@ -62,6 +66,11 @@ class MultimodalDataModule(LightningDataModule):
         references: rationale files of the validation and test splits; metrics compare with them, training never does.
         soft_labels: a soft-label cache made by `mulcot predict --config soft_labels.yaml`; null trains on hard labels.
         posts_per_step: posts of an optimizer step, over all ranks and accumulated micro-batches.
+        layout: how rows become tensors. `shared`: prompt and picture of a post are there once, and its rationales and
+            its classification are branches behind them that do not see each other. `paired`: each is a sequence of its
+            own. The numbers are the same; a model that cannot take `shared` gets `paired`, with a message.
+        row_tokens: several posts are put in one sequence of so many tokens at most, which saves padding where the
+            attention skips what posts do not see of each other (`flex_attention`); null gives each one of its own.
         length_pool: so many optimizer steps' posts are sorted by length together, so that those of a step are of about
             the same length and little is padded; 1 does not sort.
         rationales_per_post: at most so many of a post's rationales in one epoch.
@@ -88,6 +97,8 @@ class MultimodalDataModule(LightningDataModule):
         references: list[Path] | None = None,
         soft_labels: Path | None = None,
         posts_per_step: int = 16,
+        layout: Layout = "shared",
+        row_tokens: int | None = None,
         length_pool: int = 16,
         rationales_per_post: int = 2,
         eval_batch_size: int = 32,
@@ -109,7 +120,11 @@ class MultimodalDataModule(LightningDataModule):
         self.rationale_files = rationales or []
         self.reference_files = references or []
         self.soft_label_folder = soft_labels
+        if row_tokens is not None and row_tokens < 1:
+            raise InputError(f"data.init_args.row_tokens is {row_tokens}; it must be 1 or more, or null")
         self.posts_per_step = posts_per_step
+        self.layout: Layout = layout
+        self.row_tokens = row_tokens
         self.length_pool = length_pool
         self.rationales_per_post = rationales_per_post
         self.eval_batch_size = eval_batch_size
@@ -160,8 +175,7 @@ class MultimodalDataModule(LightningDataModule):
         trainer = self._trainer
         parts = trainer.world_size * trainer.accumulate_grad_batches
         view = self._soft_label_view() if self.soft_label_folder else None
-        place_of, beside = self.source.place_of("train"), self._user.assistant_encoder
-        collator = RowCollator(self._user.encoder, view, self.picture_cache_mb, place_of, beside)
+        collator = self._collator("train", view, self.picture_cache_mb, beside=True)
         posts = self.training_posts()
         data = TrainingSet(posts, collator, self.rationales_per_post, self.max_tokens, parts, self.seed)
         sampler = StepSampler(
@@ -191,8 +205,7 @@ class MultimodalDataModule(LightningDataModule):
             return [self._posts_as_they_are(split) for split in self.predict_splits]
         if kind == "questions":
             return [self._questions("train", ["reasoning"])]
-        collator = RowCollator(self._user.encoder, place_of=self.source.place_of("train"))
-        return [self._responses(self.training_posts(), collator)]
+        return [self._responses(self.training_posts(), self._collator("train"))]
 
     def held_out_dataloader(self) -> DataLoader[Any]:
         """The validation posts as rows with their responses (references, gold labels), for losses on unseen posts."""
@@ -203,8 +216,7 @@ class MultimodalDataModule(LightningDataModule):
         rationales = Ragged.of(user.encoder.response_ids(record.rationale.to_json()) for record in given if record)
         gold = [user.encoder.labels.index(post.label) if post.label in user.encoder.labels else -1 for post in posts]
         responses = TrainingPosts(self._encode("val", user.tasks), np.array(gold, dtype=np.int64), rationales, first)
-        collator = RowCollator(user.encoder, place_of=self.source.place_of("val"), assistant=user.assistant_encoder)
-        return self._responses(responses, collator)
+        return self._responses(responses, self._collator("val", beside=True))
 
     def training_posts(self) -> TrainingPosts:
         """The training split tokenised, with the rationales of every given file.
@@ -296,14 +308,10 @@ class MultimodalDataModule(LightningDataModule):
         return self._loader(PostSet(self._mine(batches, empty=range(0)), posts))
 
     def _questions(self, split: Split, tasks: Sequence[Task]) -> DataLoader[Any]:
-        encoder = self._user.encoder
         references = self.references(split) if "reasoning" in tasks else {}
         encoded = self._encode(split, tasks)
-        collator = RowCollator(encoder, place_of=self.source.place_of(split))
-        data = QuestionSet([], encoded, collator, tasks, references)
-        rows, answer = (len(encoder.labels), max(map(len, data.answers))) if "classification" in tasks else (1, 0)
-        lengths = np.maximum.reduce([encoded.lengths(task) for task in tasks]) + answer
-        data.slices = self._mine(self._batches(lengths, rows), empty=[])
+        data = QuestionSet([], encoded, self._collator(split), tasks, references)
+        data.slices = self._mine(self._batches(*data.sizes()), empty=[])
         return self._loader(data)
 
     def references(self, split: Split) -> dict[str, RationaleRecord]:
@@ -318,21 +326,31 @@ class MultimodalDataModule(LightningDataModule):
         return {post_id: given[0] for post_id, given in records.items() if post_id in mine}
 
     def _responses(self, posts: TrainingPosts, collator: RowCollator) -> DataLoader[Any]:
-        """Every row of the posts with its response, task by task, in batches of about the same length."""
-        slices: list[list[tuple[int, int]]] = []
-        tasks: list[Task] = []
-        for task in posts.tasks:
-            rows = [(post, response) for post in range(len(posts)) for response in posts.responses(post, task)]
-            if not rows:
-                continue
-            of_post, of_response = np.array(rows, dtype=np.int64).T
-            responses = posts.rationales if task == "reasoning" else posts.answers
-            lengths = posts.encoded.lengths(task)[of_post] + responses.lengths[of_response]
-            batches = self._batches(lengths, rows_per_item=1)
-            slices += [[rows[number] for number in batch] for batch in batches]
-            tasks += [task] * len(batches)
-        mine = self._mine(slices, empty=[]), self._mine(tasks, empty=posts.tasks[0])
-        return self._loader(ResponseSet(*mine, posts, collator))
+        """Every post with all its responses, in batches of about the same length."""
+        batches = self._batches(posts.tokens(), rows_per_item=1)
+        return self._loader(ResponseSet(self._mine(batches, empty=[]), posts, collator))
+
+    def _collator(
+        self,
+        split: Split,
+        view: Callable[[TextRow], CachedView] | None = None,
+        picture_cache_mb: int = 0,
+        *,
+        beside: bool = False,
+    ) -> RowCollator:
+        """Makes batches of a split's rows in the form that the stage's model takes.
+
+        Args:
+            split: the split.
+            view: see `RowCollator`.
+            picture_cache_mb: see `RowCollator`.
+            beside: whether the assistant beside the student reads them, too.
+        """
+        user = self._user
+        mine, theirs = user.row_forms(self.layout, self.row_tokens)
+        assistant = user.assistant_encoder if beside else None
+        place_of = self.source.place_of(split)
+        return RowCollator(user.encoder, view, picture_cache_mb, place_of, assistant, mine, theirs)
 
     def _batches(self, lengths: Counts, rows_per_item: int) -> list[list[int]]:
         """Batches of evaluation or prediction, enough of them that every rank gets one as long as there are items."""
@@ -350,11 +368,7 @@ class MultimodalDataModule(LightningDataModule):
 
     def _loader(self, data: Dataset[Any], **kwargs: Any) -> DataLoader[Any]:
         return BatchLoader(
-            PackedBatches(data),
-            batch_size=None,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            **kwargs,
+            PackedBatches(data), num_workers=self.num_workers, persistent_workers=self.num_workers > 0, **kwargs
         )
 
     @property

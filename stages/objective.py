@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Final
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from mulcot.callbacks import DistillationLoss, FeatureLoss, ForwardKL, SoftLoss, TaskLoss
 from mulcot.losses import Schedule, Term, View, ViewKind, chunked_loss, is_constant, value_of
-from mulcot.models import head_parts, hidden_layers, hidden_states
-from mulcot.rows import RowBatch
+from mulcot.models import Layers, Passes, head_parts, hidden_layers, hidden_states
+from mulcot.rows import Inputs, RowBatch
 from mulcot.soft_labels import SoftLabelDescription
 from mulcot.types import InputError, Task
 from stages.online_assistant import OnlineAssistant, Seen
@@ -98,7 +98,14 @@ class Objective:
         return [term.name for term in self.terms if task in term.tasks]
 
     def task_loss(
-        self, model: nn.Module, task: Task, rows: RowBatch, step_tokens: int, *, inspect: bool = False
+        self,
+        model: nn.Module,
+        task: Task,
+        rows: RowBatch,
+        step_tokens: int,
+        *,
+        inspect: bool = False,
+        passes: Passes | None = None,
     ) -> TaskLoss:
         """The objective of a task over a micro-batch.
 
@@ -108,12 +115,13 @@ class Objective:
             rows: its rows.
             step_tokens: response tokens of the whole optimizer step in this task.
             inspect: whether gradient norms and predictions are wanted too.
+            passes: of the micro-batch, for its other tasks; None where this is its only one.
         """
+        passes = passes or Passes()
         terms = [term for term in self.terms if task in term.tasks]
         features = [term for term in terms if isinstance(term, FeatureLoss)]
-        layers = hidden_layers(model, rows.inputs) if features else (hidden_states(model, rows.inputs),)
-        mine = [layer.flatten(0, 1) for layer in layers]
-        seen = self._see(terms, rows)
+        mine = [layer.flatten(0, 1) for layer in passes.of(model, rows.inputs, self._run())]
+        seen = self._see(terms, rows, passes)
         view = seen.view if rows.soft_labels is None else rows.soft_labels
         divisor = float(len(rows.targets) if self.quirks.batch_mean else step_tokens)
         on_logits = [self._head_term(term) for term in terms if not isinstance(term, FeatureLoss)]
@@ -123,7 +131,7 @@ class Objective:
         total = head.total / divisor
         values = {name: loss.sum() / divisor for name, loss in head.per_token.items()}
         if everywhere:
-            extra, value = self._everywhere(model, mine[-1], rows, everywhere, step_tokens)
+            extra, value = self._everywhere(model, mine[-1], rows, everywhere, step_tokens, passes)
             total, values = total + extra, values | value
         for term in features:
             of_tokens = term.hidden_loss(tuple(layer[rows.positions] for layer in mine), seen.layers)
@@ -132,26 +140,39 @@ class Objective:
             values[term.name] = value_now.detach()
         return TaskLoss(task, rows, view, total, values, head, divisor)
 
+    def _run(self) -> Callable[[nn.Module, Inputs], Layers]:
+        """How a model is run: for its last hidden states, or for those of all layers where a term of any task asks."""
+        return hidden_layers if any(isinstance(term, FeatureLoss) for term in self.terms) else _last_layer
+
     def _head_term(self, term: DistillationLoss) -> Term:
         loss = term.token_loss
         if self.quirks.kl_in_bf16 and isinstance(term, ForwardKL):
             loss = partial(_published_kl, term)
         return Term(term.name, loss, self.coefficient(term), term.is_soft)
 
-    def _see(self, terms: Sequence[DistillationLoss], rows: RowBatch) -> Seen:
+    def _see(self, terms: Sequence[DistillationLoss], rows: RowBatch, passes: Passes) -> Seen:
         """What the assistant beside the student sees of these rows, where a term wants it."""
         if self.assistant is None or not any(term.views for term in terms):
             return _NOTHING_SEEN
-        wants_layers = any(isinstance(term, FeatureLoss) for term in terms)
-        return self.assistant.see(rows, every_layer=wants_layers)
+        return self.assistant.see(rows, self._assistant_layers(self.assistant, rows, passes))
+
+    @torch.no_grad()
+    def _assistant_layers(self, assistant: OnlineAssistant, rows: RowBatch, passes: Passes) -> Layers:
+        return passes.of(assistant.model, assistant.inputs(rows), self._run())
 
     def _everywhere(
-        self, model: nn.Module, hidden: Tensor, rows: RowBatch, terms: Sequence[Term], step_tokens: int
+        self,
+        model: nn.Module,
+        hidden: Tensor,
+        rows: RowBatch,
+        terms: Sequence[Term],
+        step_tokens: int,
+        passes: Passes,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The soft terms over every position, as the published code has them."""
         assert self.assistant is not None
         positions = positions_everywhere(rows)
-        view = self.assistant.see_positions(rows, positions)
+        view = self.assistant.see_positions(rows, positions, self._assistant_layers(self.assistant, rows, passes))
         result = chunked_loss(
             hidden[positions], head_parts(model), rows.inputs["input_ids"].flatten()[positions], view, terms
         )
@@ -161,6 +182,10 @@ class Objective:
     def _ever_counts(self, term: DistillationLoss) -> bool:
         """Whether a term has any weight at any time of the fit."""
         return not (is_constant(term.weight) and is_constant(self.lambda_soft)) or self.coefficient(term) > 0
+
+
+def _last_layer(model: nn.Module, inputs: Inputs) -> Layers:
+    return (hidden_states(model, inputs),)
 
 
 def _published_kl(term: ForwardKL, logits: Tensor, targets: Tensor, view: View | None) -> Tensor:

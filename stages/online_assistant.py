@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from mulcot.losses import Aligned, Projected, View
-from mulcot.models import DType, head_parts, head_rows, hidden_layers, hidden_states, load_model
-from mulcot.rows import RowBatch
+from mulcot.models import DType, Quantise, head_parts, head_rows, load_model, merged_if_exact
+from mulcot.rows import Inputs, RowBatch
 from mulcot.types import InputError
 
 
@@ -20,7 +21,7 @@ class Seen:
     view: View | None
     """Its distribution over every next token."""
     layers: tuple[Tensor, ...]
-    """Its hidden states `[tokens, hidden]` behind the embedding and every layer; empty where nobody asked."""
+    """Its hidden states `[tokens, hidden]` behind embedding and layers; the last one alone where nobody asked."""
 
 
 class OnlineAssistant:
@@ -32,6 +33,8 @@ class OnlineAssistant:
         attention: transformers' attention implementation.
         dropout: keeps it in training mode, as the published code does; right for nothing but a comparison with it.
         trust_remote_code: runs code that comes with the model.
+        quantise: see `load_model`.
+        compute: see `load_model`.
     """
 
     def __init__(
@@ -41,11 +44,22 @@ class OnlineAssistant:
         attention: str = "sdpa",
         dropout: bool = False,
         trust_remote_code: bool = False,
+        quantise: Quantise | None = None,
+        compute: DType = "float32",
     ) -> None:
         self.given = given
         self.rows: int | None = None
         """The ids that count: beyond them its head's rows stand for no token, or the student has none. None for all."""
-        model = load_model(given, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code)
+        model = load_model(
+            given,
+            dtype=dtype,
+            attention=attention,
+            trust_remote_code=trust_remote_code,
+            quantise=quantise,
+            compute=compute,
+        )
+        if not dropout:
+            model = merged_if_exact(model)
         self.model: nn.Module = model.requires_grad_(False).train(dropout)
 
     @property
@@ -57,29 +71,32 @@ class OnlineAssistant:
         """Moves it beside the student."""
         self.model.to(device)
 
+    def inputs(self, rows: RowBatch) -> Inputs:
+        """The student's rows as it reads them."""
+        return rows.inputs if rows.assistant is None else rows.assistant.inputs
+
     @torch.no_grad()
-    def see(self, rows: RowBatch, *, every_layer: bool = False) -> Seen:
+    def see(self, rows: RowBatch, layers: Sequence[Tensor]) -> Seen:
         """What it sees of the response tokens.
 
         Args:
             rows: the student's rows; where the assistant reads other tokens, its own are with them.
-            every_layer: whether its hidden states are wanted too, which need equal response tokens.
+            layers: its hidden states `[B, L, hidden]` for these rows, the last ones last.
         """
         own = rows.assistant
-        inputs, positions = (rows.inputs, rows.positions) if own is None else (own.inputs, own.positions)
-        layers = hidden_layers(self.model, inputs) if every_layer else (hidden_states(self.model, inputs),)
+        positions = rows.positions if own is None else own.positions
         mine = tuple(layer.flatten(0, 1)[positions] for layer in layers)
         seen = self._projected(mine[-1])
-        view = seen if own is None or own.partner is None else Aligned(seen, own.partner)
-        return Seen(view, mine if every_layer else ())
+        return Seen(seen if own is None or own.partner is None else Aligned(seen, own.partner), mine)
 
     @torch.no_grad()
-    def see_positions(self, rows: RowBatch, positions: Tensor) -> Projected:
+    def see_positions(self, rows: RowBatch, positions: Tensor, layers: Sequence[Tensor]) -> Projected:
         """What it sees at any positions of the student's own rows.
 
         Args:
             rows: the student's rows.
             positions: indices into `B * L`.
+            layers: see `see`.
 
         Raises:
             InputError: the assistant reads other tokens than the student.
@@ -89,8 +106,7 @@ class OnlineAssistant:
                 "model.init_args.published.kl_everywhere compares every position of a row, and the assistant reads "
                 "other tokens than the student: take models of one family with equal processors, or switch it off"
             )
-        hidden = hidden_states(self.model, rows.inputs).flatten(0, 1)[positions]
-        return self._projected(hidden)
+        return self._projected(layers[-1].flatten(0, 1)[positions])
 
     def _projected(self, hidden: Tensor) -> Projected:
         head = head_parts(self.model)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mulcot.manifests import digest
 from mulcot.models import ModelSource, base_model, base_of, find_model, head, hidden_states
-from mulcot.rows import RowBatch, RowEncoder, TextRow
+from mulcot.rows import MicroBatch, RowEncoder, TextRow
 from mulcot.soft_labels import Check, SoftLabelCache, SoftLabelForm, SoftLabelWriter, prompt_digest, response_digest
 from mulcot.types import InputError
 
@@ -88,18 +88,25 @@ class SoftLabelBuild:
         self.writer = SoftLabelWriter(folder, fingerprint, form, vocab_rows=rows, rank=rank, made_with=made_with)
 
     @torch.no_grad()
-    def add(self, model: nn.Module, batch: RowBatch) -> None:
+    def add(self, model: nn.Module, batch: MicroBatch) -> None:
         """Scores the responses of a batch that an earlier, interrupted build has not scored.
 
         Raises:
             InputError: the assistant's logits are not numbers; the message names post and task.
         """
-        responses = self._responses(batch.rows)
-        known = sum(response.is_known for response in responses)
-        self.skipped += known
-        if known == len(responses):
-            return
-        hidden = hidden_states(model, batch.inputs).flatten(0, 1)[batch.positions]
+        seen: dict[int, Tensor] = {}  # tasks may share their inputs
+        for rows in batch.tasks.values():
+            responses = self._responses(rows.rows)
+            known = sum(response.is_known for response in responses)
+            self.skipped += known
+            if known == len(responses):
+                continue
+            if id(rows.inputs) not in seen:
+                seen[id(rows.inputs)] = hidden_states(model, rows.inputs).flatten(0, 1)
+            self._score_all(model, seen[id(rows.inputs)][rows.positions], responses)
+
+    def _score_all(self, model: nn.Module, hidden: Tensor, responses: Sequence[_Response]) -> None:
+        """Scores what is not known of the responses of one task, from the hidden states of all their tokens."""
         # Groups do not depend on what is known: an interrupted build goes on to the very same numbers.
         for group in self._packed(responses):
             if not all(response.is_known for response in group):

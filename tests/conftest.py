@@ -39,11 +39,22 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def fault_server() -> ModuleType:
-    """The module tests/fault_server.py: an endpoint that fails on purpose. Its folder is no package to import from."""
+    """The module tests/fault_server.py: an endpoint that fails on purpose."""
+    return _module("fault_server")
+
+
+@pytest.fixture(scope="session")
+def architectures() -> ModuleType:
+    """The module tests/architectures.py: a tiny model of every architecture that takes the shared layout."""
+    return _module("architectures")
+
+
+def _module(name: str) -> ModuleType:
+    """A module of this folder, which is no package to import from."""
     folder = str(CHECKOUT / "tests")
     sys.path.append(folder)
     try:
-        return importlib.import_module("fault_server")
+        return importlib.import_module(name)
     finally:
         sys.path.remove(folder)
 

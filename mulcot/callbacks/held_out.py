@@ -12,7 +12,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from mulcot.callbacks.task_loss import TaskLoss
-from mulcot.rows import RowBatch
+from mulcot.models import Passes
+from mulcot.rows import MicroBatch, RowBatch
 from mulcot.types import Task
 
 
@@ -23,7 +24,7 @@ class HeldOutObjective(Protocol):
         """The terms of a task."""
         ...
 
-    def task_loss(self, model: nn.Module, task: Task, rows: RowBatch, step_tokens: int) -> TaskLoss:
+    def task_loss(self, model: nn.Module, task: Task, rows: RowBatch, step_tokens: int, *, passes: Passes) -> TaskLoss:
         """The terms over the rows of one task."""
         ...
 
@@ -56,7 +57,7 @@ class HeldOutLosses(Callback):
         super().__init__()
         self.enabled = enabled
         self._objective: HeldOutObjective | None = None
-        self._batches: Iterable[RowBatch] = ()
+        self._batches: Iterable[MicroBatch] = ()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the values of the model that training starts from, as step 0."""
@@ -87,8 +88,8 @@ class HeldOutLosses(Callback):
         pl_module.eval()
         # The loader draws a seed for its workers: that too must leave training as it would be without.
         with isolate_rng(), torch.no_grad(), trainer.precision_plugin.forward_context():
-            for rows in self._batches:
-                _add(sums, self._objective, stage.model, rows.to(pl_module.device))
+            for batch in self._batches:
+                _add(sums, self._objective, stage.model, batch.to(pl_module.device))
         for module in training:
             module.training = True
         totals = trainer.strategy.reduce(torch.tensor(list(sums.values()), device=pl_module.device), reduce_op="sum")
@@ -97,12 +98,11 @@ class HeldOutLosses(Callback):
         return {f"val/loss/{task}/{name}": found[task, name] / found[task, ""] for task, name in counted}
 
 
-def _add(sums: dict[tuple[Task, str], float], objective: HeldOutObjective, model: nn.Module, rows: RowBatch) -> None:
+def _add(sums: dict[tuple[Task, str], float], objective: HeldOutObjective, model: nn.Module, batch: MicroBatch) -> None:
     """Adds a batch's terms, summed over its response tokens, and under the empty name their number."""
-    tokens = len(rows.targets)
-    if not tokens:  # of a rank for which there are none
-        return
-    task = rows.rows[0].task
-    sums[task, ""] += tokens
-    for name, value in objective.task_loss(model, task, rows, tokens).values.items():
-        sums[task, name] += tokens * float(value)
+    passes = Passes()
+    for task, rows in batch.tasks.items():
+        tokens = len(rows.targets)
+        sums[task, ""] += tokens
+        for name, value in objective.task_loss(model, task, rows, tokens, passes=passes).values.items():
+            sums[task, name] += tokens * float(value)

@@ -19,7 +19,7 @@ from mulcot.callbacks.inspection_sums import LOSS_EDGES, PLACES, ResponsePlaces,
 from mulcot.callbacks.inspection_text import rationale_table
 from mulcot.callbacks.sampled_rationales import Judged, SampledRationales
 from mulcot.callbacks.task_loss import TaskLoss
-from mulcot.rows import RowEncoder
+from mulcot.rows import Layout, RowEncoder, RowForm
 from mulcot.types import InputError, Task
 
 
@@ -44,6 +44,10 @@ class InspectedStage(Protocol):
     """Of the last test, with the confusion matrix."""
     max_new_tokens: int
     """Where a rationale is cut off at the latest."""
+
+    def row_forms(self, layout: Layout, row_tokens: int | None) -> tuple[RowForm, RowForm]:
+        """In which form its model takes rows, see `ModelStage`."""
+        ...
 
 
 class Inspection(Callback):
@@ -147,7 +151,9 @@ class Inspection(Callback):
         if not self.rationales or "reasoning" not in stage.tasks or epoch % self.rationale_epochs:
             return
         if self._samples is None:
-            self._samples = SampledRationales(trainer.datamodule, stage.encoder, self.rationales)  # type: ignore[attr-defined]
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            form, _ = stage.row_forms(data.layout, None)
+            self._samples = SampledRationales(data, stage.encoder, self.rationales, form)
         with isolate_rng(), trainer.precision_plugin.forward_context():
             written = self._samples.write(pl_module, stage.judged)
         _show_tables(trainer, "val", [rationale_table(*each) for each in written])

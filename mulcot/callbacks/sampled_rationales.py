@@ -10,7 +10,7 @@ from typing import Any, Final
 from torch import nn
 
 from mulcot.generation import RationaleRefusedError, decode_replies, parse_rationale
-from mulcot.rows import RowCollator, RowEncoder
+from mulcot.rows import RowCollator, RowEncoder, RowForm
 from mulcot.types import Answer, Post, RationaleRecord
 
 Judged = tuple[int, Answer, str | None, RationaleRecord | None]
@@ -25,9 +25,10 @@ class SampledRationales:
         data: the data module.
         encoder: the student's.
         count: how many posts.
+        form: how the student takes rows.
     """
 
-    def __init__(self, data: Any, encoder: RowEncoder, count: int) -> None:
+    def __init__(self, data: Any, encoder: RowEncoder, count: int, form: RowForm) -> None:
         posts = data.posts("val")
         self.encoder = encoder
         self.numbers = varied(list(islice(posts, _LOOKED_AT)), count)
@@ -35,7 +36,7 @@ class SampledRationales:
         references = data.references("val")
         self.references = [references.get(post.id) for post in self.posts]
         rows = [encoder.row(post, "reasoning") for post in self.posts]
-        self.prompts = RowCollator(encoder).batch(rows, side="left")
+        self.prompts = RowCollator(encoder, form=form).tasks({"reasoning": rows})["reasoning"]
 
     def write(self, stage: Any, judged: Sequence[Judged]) -> list[tuple[Post, Answer, RationaleRecord | None]]:
         """The posts with what the student answers now, and their references.

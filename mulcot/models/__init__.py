@@ -1,5 +1,19 @@
 """Vision-language models: loading, adapters, saving, and the embedded tiny pair (in `mulcot.models.tiny`)."""
 
+from mulcot.models.forward import (
+    SHARED_MODELS,
+    Layers,
+    Passes,
+    hidden_layers,
+    hidden_states,
+    picture_features,
+    row_form,
+    run_body,
+    shared_refusal,
+    takes_features,
+    tree_positions,
+)
+from mulcot.models.layers import checkpoint_activations, compile_layers
 from mulcot.models.loading import (
     MODEL_FOLDER,
     DType,
@@ -17,23 +31,31 @@ from mulcot.models.parts import (
     head,
     head_parts,
     head_rows,
-    hidden_layers,
-    hidden_states,
+    logits,
     merge_adapter,
+    merged_if_exact,
     trained_state,
+    turned_head,
 )
+from mulcot.models.quantisation import Quantise
 from mulcot.models.saving import RowSettings, read_settings, save_model
 from mulcot.models.vocabulary import check_head_rows, entry_rows, shared_rows, vocabulary_difference
 
 __all__ = [
     "MODEL_FOLDER",
+    "SHARED_MODELS",
     "DType",
+    "Layers",
     "Lora",
     "ModelSource",
+    "Passes",
+    "Quantise",
     "RowSettings",
     "base_model",
     "base_of",
     "check_head_rows",
+    "checkpoint_activations",
+    "compile_layers",
     "entry_rows",
     "find_model",
     "head",
@@ -44,11 +66,20 @@ __all__ = [
     "load_model",
     "load_processor",
     "load_trained",
+    "logits",
     "merge_adapter",
+    "merged_if_exact",
+    "picture_features",
     "read_settings",
+    "row_form",
+    "run_body",
     "save_model",
+    "shared_refusal",
     "shared_rows",
+    "takes_features",
     "text_config",
     "trained_state",
+    "tree_positions",
+    "turned_head",
     "vocabulary_difference",
 ]

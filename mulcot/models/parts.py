@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Final, cast
 
+import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mulcot.losses import Head
 from mulcot.types import InputError
+
+_TURNED_BYTES: Final = 256 * 2**20
 
 
 def vision_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
@@ -29,16 +32,20 @@ def merge_adapter(model: nn.Module) -> nn.Module:
     return cast(Any, model).merge_and_unload() if isinstance(model, PeftModel) else model
 
 
-def hidden_states(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """The last hidden states `[B, L, hidden]`, before the head, so that the head sees only what it must."""
-    body = base_model(model).model
-    return cast(Tensor, body(**inputs, use_cache=False).last_hidden_state)
+def merged_if_exact(model: nn.Module) -> nn.Module:
+    """The model with its adapter merged where that changes nothing but rounding of fp32; else the model as it is.
 
+    An adapter beside the weights takes a third of the time of a small model's pass. In bf16 the sum would be rounded to
+    the weights' eight bits, and quantised weights would be quantised again.
 
-def hidden_layers(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    """The hidden states `[B, L, hidden]` behind the embedding and behind every layer; the head sees the last one."""
-    body = base_model(model).model
-    return tuple(body(**inputs, use_cache=False, output_hidden_states=True).hidden_states)
+    Args:
+        model: of which no adapter is to be trained or saved any more.
+    """
+    if not isinstance(model, PeftModel) or any(
+        parameter.dtype != torch.float32 for parameter in model.parameters() if parameter.ndim > 1
+    ):
+        return model
+    return merge_adapter(model)
 
 
 def head(model: nn.Module) -> nn.Module:
@@ -62,8 +69,43 @@ def head_parts(model: nn.Module) -> Head:
             f"the model's head is no plain linear layer but {type(layer).__name__} of {package} with {weight.dtype} "
             f"weights ({type(weight).__name__}): keep adapters, quantisation and sharding off it"
         )
+    return Head(weight, layer.bias, _softcap(model))
+
+
+def logits(model: nn.Module, hidden: Tensor, turned: Tensor | None = None) -> Tensor:
+    """The logits `[..., vocab]` of hidden states `[..., hidden]`, whatever the head is made of.
+
+    Args:
+        model: the model.
+        hidden: its last hidden states.
+        turned: see `turned_head`.
+    """
+    layer = head(model)
+    scores: Tensor = layer(hidden) if turned is None else hidden @ turned
+    softcap = _softcap(model)
+    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
+
+
+def turned_head(model: nn.Module) -> Tensor | None:
+    """The head's weight `[hidden, vocab]`, copied for many products with a few hidden states each.
+
+    On a CPU they take a third less time than with the weight as it lies (MKL, 16 rows, fp32; for one row half). None
+    where that is not known, or the copy would take more than 256 MiB.
+
+    Args:
+        model: the model.
+    """
+    layer = head(model)
+    weight = cast(Tensor, layer.weight)
+    plain = type(layer) is nn.Linear and type(weight) is nn.Parameter and layer.bias is None
+    if not plain or weight.device.type != "cpu" or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return None
+    return weight.detach().t().contiguous() if weight.nbytes <= _TURNED_BYTES else None
+
+
+def _softcap(model: nn.Module) -> float | None:
     softcap = getattr(base_model(model).config.get_text_config(), "final_logit_softcapping", None)
-    return Head(weight, layer.bias, None if softcap is None else float(softcap))
+    return None if softcap is None else float(softcap)
 
 
 def head_rows(model: nn.Module) -> int:

@@ -1,69 +1,116 @@
-"""From rows to padded tensors, and the batches that the data module hands to the stages."""
+"""Batches of rows as tensors, as the data module hands them to the stages."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
 
-from mulcot.losses import Sampled, TopK, join_pairs, pair_responses
-from mulcot.rows.encoder import EncodedHead, RowEncoder, TextRow, vocabulary_digest
-from mulcot.types import InputError, Post, RationaleRecord, Task
+from mulcot.losses import Sampled, TopK
+from mulcot.rows.encoder import TextRow
+from mulcot.types import Post, RationaleRecord, Task
 
-PlaceOf = Callable[[Post], str | None]
-"""Says where a post stands in its source (`FILE, line N`), None where that is not known. It may read the source again:
-it is asked when something is wrong with a post, not before."""
+Layout = Literal["shared", "paired"]
+"""How rows become tensors. `paired`: each row is a sequence of its own. `shared`: what the rows of a post begin with,
+its picture above all, is there once, and what follows are branches that do not see each other."""
+LAYOUTS: Final[tuple[Layout, ...]] = ("shared", "paired")
+Inputs = dict[str, Tensor]
+"""What `mulcot.models.hidden_states` takes.
+
+Always `input_ids` `[B, L]`, what else the processor gives per token, and its vision tensors. In the paired layout
+`attention_mask` `[B, L]`. In the shared one `depths` `[B, L]` (tokens before each on its own path), `until` `[B, L]`
+(see `TokenTree`; a padding token is seen by itself alone), `trees` `[B, L]` (the post that a token belongs to, -1 for
+padding) and `heads` `[posts, 3]` (row, start and length of each post's picture with the text before it).
+Where the vision tensors hold every distinct picture once, `pictures` says which of them each post or row has, in the
+order in which they stand in `input_ids`."""
 
 
 @dataclass(frozen=True, slots=True)
 class AssistantRows:
     """The same rows as the assistant reads them, where its processor makes other tokens than the student's."""
 
-    inputs: dict[str, Tensor]
-    """See `RowBatch`."""
+    inputs: Inputs
+    """See `Inputs`."""
     positions: Tensor
     """For every response token of the assistant's, see `RowBatch`."""
     partner: Tensor | None
     """`[tokens]`: for every response token of the student's the index of the one that the assistant predicts from the
     same text, -1 where there is none. None where both have the same response tokens."""
-
-    def to(self, device: Any, **kwargs: Any) -> AssistantRows:
-        """The same rows on another device."""
-        inputs = {key: value.to(device, **kwargs) for key, value in self.inputs.items()}
-        partner = None if self.partner is None else self.partner.to(device, **kwargs)
-        return AssistantRows(inputs, self.positions.to(device, **kwargs), partner)
+    lengths: tuple[int, ...]
+    """Response tokens of the assistant's in every row."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowBatch:
-    """Rows of one task, padded to the longest."""
+    """Rows with the tensors that they are in."""
 
     rows: tuple[TextRow, ...]
     """The rows, in order."""
-    inputs: dict[str, Tensor]
-    """What the model takes: `input_ids`, `attention_mask` `[B, L]`, further per-token tensors, and vision tensors."""
+    inputs: Inputs
+    """What the model takes. Batches of several tasks may share one and the same, which is then to be computed once."""
     positions: Tensor
     """`[tokens]`: for every response token the index into `B * L` of the position that predicts it, row by row."""
     targets: Tensor
     """`[tokens]`: the response tokens."""
+    ends: Tensor
+    """`[rows]`: the index into `B * L` of every row's last token."""
     soft_labels: TopK | Sampled | None = None
     """The assistant's view of the response tokens, `[tokens, k]`, when a cache was given."""
     assistant: AssistantRows | None = None
     """The rows for an assistant beside the student; None where there is none, or it takes `inputs` as they are."""
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether the rows of a post share what they begin with."""
+        return "until" in self.inputs
+
+    def path_lengths(self) -> list[int]:
+        """How many tokens each row has, its picture's and response included."""
+        if self.is_shared:
+            lengths = self.inputs["depths"].flatten()[self.ends] + 1
+        else:
+            lengths = self.inputs["attention_mask"].sum(dim=1)
+        return [int(length) for length in lengths.tolist()]
+
     def to(self, device: Any, **kwargs: Any) -> RowBatch:
         """The same batch on another device."""
-        return replace(
-            self,
-            inputs={key: value.to(device, **kwargs) for key, value in self.inputs.items()},
-            positions=self.positions.to(device, **kwargs),
-            targets=self.targets.to(device, **kwargs),
-            soft_labels=None if self.soft_labels is None else self.soft_labels.to(device),
-            assistant=None if self.assistant is None else self.assistant.to(device, **kwargs),
+        return _Moved(device, kwargs).rows(self)
+
+    def parts(self, counts: Sequence[int]) -> list[RowBatch]:
+        """The batch cut into groups of neighbouring rows; the groups share its inputs.
+
+        Args:
+            counts: rows of each group.
+        """
+        cuts: list[RowBatch] = []
+        first = 0
+        for count in counts:
+            cuts.append(self._part(first, first + count))
+            first += count
+        return cuts
+
+    def _part(self, first: int, last: int) -> RowBatch:
+        before, tokens = (sum(len(row.response_ids) for row in self.rows[:at]) for at in (first, last))
+        mine = slice(before, tokens)
+        assistant = self.assistant
+        if assistant is not None:
+            start, stop = sum(assistant.lengths[:first]), sum(assistant.lengths[:last])
+            partner = None if assistant.partner is None else assistant.partner[mine]
+            if partner is not None:
+                partner = torch.where(partner < 0, partner, partner - start)
+            lengths = assistant.lengths[first:last]
+            assistant = AssistantRows(assistant.inputs, assistant.positions[start:stop], partner, lengths)
+        return RowBatch(
+            self.rows[first:last],
+            self.inputs,
+            self.positions[mine],
+            self.targets[mine],
+            self.ends[first:last],
+            None if self.soft_labels is None else self.soft_labels[mine],
+            assistant,
         )
 
 
@@ -80,7 +127,8 @@ class MicroBatch:
 
     def to(self, device: Any, **kwargs: Any) -> MicroBatch:
         """The same batch on another device."""
-        return replace(self, tasks={task: rows.to(device, **kwargs) for task, rows in self.tasks.items()})
+        moved = _Moved(device, kwargs)
+        return replace(self, tasks={task: moved.rows(rows) for task, rows in self.tasks.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +140,7 @@ class QuestionBatch:
     candidates: RowBatch | None
     """Every post with every label as classification answer, post by post, labels in the label set's order."""
     prompts: RowBatch | None
-    """The reasoning prompts, padded on the left."""
+    """The reasoning prompts; padded on the left where the layout is paired."""
     references: tuple[RationaleRecord | None, ...] = field(default=())
     """A teacher's rationale of each post where there is one."""
     numbers: tuple[int, ...] = field(default=())
@@ -100,131 +148,41 @@ class QuestionBatch:
 
     def to(self, device: Any, **kwargs: Any) -> QuestionBatch:
         """The same batch on another device."""
+        moved = _Moved(device, kwargs)
         return replace(
             self,
-            candidates=None if self.candidates is None else self.candidates.to(device, **kwargs),
-            prompts=None if self.prompts is None else self.prompts.to(device, **kwargs),
+            candidates=None if self.candidates is None else moved.rows(self.candidates),
+            prompts=None if self.prompts is None else moved.rows(self.prompts),
         )
 
 
-class RowCollator:
-    """Pads rows into batches; a picture that several rows of a batch use is opened once.
+class _Moved:
+    """Copies on another device; inputs that batches share are copied once and stay shared."""
 
-    Encoded pictures are kept up to a budget, the one used longest ago goes first: a small data set is then decoded
-    once instead of once an epoch. Each worker process keeps its own.
+    def __init__(self, device: Any, options: dict[str, Any]) -> None:
+        self._device = device
+        self._options = options
+        self._inputs: dict[int, Inputs] = {}
 
-    Args:
-        encoder: encodes pictures.
-        view: gives the assistant's view of a row's response tokens; None trains on hard labels alone.
-        picture_cache_mb: the budget in MiB; 0 keeps the pictures of the current batch alone.
-        place_of: where posts stand in their source, for the error about a picture that cannot be decoded.
-        assistant: encodes the same rows for an assistant beside the student; None where it takes the student's own.
-    """
-
-    def __init__(
-        self,
-        encoder: RowEncoder,
-        view: Callable[[TextRow], TopK | Sampled] | None = None,
-        picture_cache_mb: int = 0,
-        place_of: PlaceOf | None = None,
-        assistant: RowEncoder | None = None,
-    ) -> None:
-        self.encoder = encoder
-        self.view = view
-        self.place_of = place_of
-        # Pictures are kept once for each of the two.
-        self.assistant = None if assistant is None else RowCollator(assistant, None, picture_cache_mb, place_of)
-        self._same_tokens = assistant is not None and (
-            vocabulary_digest(encoder.tokenizer) == vocabulary_digest(assistant.tokenizer)
+    def rows(self, batch: RowBatch) -> RowBatch:
+        return RowBatch(
+            batch.rows,
+            self._of_inputs(batch.inputs),
+            self._tensor(batch.positions),
+            self._tensor(batch.targets),
+            self._tensor(batch.ends),
+            None if batch.soft_labels is None else batch.soft_labels.to(self._device),
+            None if batch.assistant is None else self._of_assistant(batch.assistant),
         )
-        self._budget = picture_cache_mb * 2**20
-        self._heads: OrderedDict[tuple[str, str], EncodedHead] = OrderedDict()
-        self._bytes = 0
 
-    def trim_pictures(self) -> None:
-        """Drops what is over the budget; the caller does so after each batch."""
-        while self._heads and self._bytes > self._budget:
-            _, head = self._heads.popitem(last=False)
-            self._bytes -= head.nbytes
-        if self.assistant is not None:
-            self.assistant.trim_pictures()
+    def _of_inputs(self, inputs: Inputs) -> Inputs:
+        if id(inputs) not in self._inputs:
+            self._inputs[id(inputs)] = {key: self._tensor(value) for key, value in inputs.items()}
+        return self._inputs[id(inputs)]
 
-    def batch(self, rows: Sequence[TextRow], side: Literal["left", "right"] = "right") -> RowBatch:
-        """Pads `rows` to one batch.
+    def _of_assistant(self, rows: AssistantRows) -> AssistantRows:
+        partner = None if rows.partner is None else self._tensor(rows.partner)
+        return AssistantRows(self._of_inputs(rows.inputs), self._tensor(rows.positions), partner, rows.lengths)
 
-        Args:
-            rows: at least one row.
-            side: where padding goes: `right` for training and scoring, `left` for generation.
-        """
-        heads = [self._head(row) for row in rows]
-        lengths = [len(head.per_token["input_ids"]) + row.length for head, row in zip(heads, rows, strict=True)]
-        width = max(lengths)
-        inputs = self._per_token(rows, heads, width, side)
-        for key in heads[0].vision:
-            inputs[key] = torch.cat([head.vision[key] for head in heads])
-        positions: list[int] = []
-        targets: list[int] = []
-        for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            start = index * width + (width if side == "left" else length) - len(row.response_ids)
-            positions.extend(range(start - 1, start - 1 + len(row.response_ids)))
-            targets.extend(row.response_ids)
-        view = None
-        if self.view is not None:
-            views: list[Any] = [self.view(row) for row in rows]  # of one cache, so of one type
-            view = type(views[0]).cat(views)
-        theirs = None if self.assistant is None else self._for_assistant(self.assistant, rows)
-        return RowBatch(tuple(rows), inputs, torch.tensor(positions), torch.tensor(targets), view, theirs)
-
-    def _for_assistant(self, assistant: RowCollator, rows: Sequence[TextRow]) -> AssistantRows:
-        """The rows as the assistant reads them, and which of its tokens go with which of the student's."""
-        mine, theirs = self.encoder, assistant.encoder
-        own: list[TextRow] = []
-        pairs: list[Tensor] = []
-        for row in rows:
-            text = mine.decode(row.response_ids)
-            own.append(theirs.row(row.post, row.task, text))
-            if not self._same_tokens:
-                if mine.response_ids(text) != row.response_ids:
-                    raise InputError(
-                        f"post {row.post.id!r}, task {row.task}: the student's tokenizer does not give back the tokens "
-                        "of its own text, so they cannot be aligned with the assistant's"
-                    )
-                ends = (mine.end_of_turn, theirs.end_of_turn)
-                pairs.append(pair_responses(mine.tokenizer, theirs.tokenizer, text, *ends))
-        batch = assistant.batch(own)
-        partner = None if self._same_tokens else join_pairs(pairs, [len(row.response_ids) for row in own])
-        return AssistantRows(batch.inputs, batch.positions, partner)
-
-    def _head(self, row: TextRow) -> EncodedHead:
-        key = (row.post.id, row.head)
-        if key not in self._heads:
-            try:
-                self._heads[key] = self.encoder.head(row)
-            except InputError as error:
-                raise load_error(row.post, error, self.place_of) from error
-            self._bytes += self._heads[key].nbytes
-        self._heads.move_to_end(key)
-        return self._heads[key]
-
-    def _per_token(
-        self, rows: Sequence[TextRow], heads: Sequence[EncodedHead], width: int, side: str
-    ) -> dict[str, Tensor]:
-        """`input_ids`, `attention_mask` and the processor's further per-token tensors, `[B, width]`, padded."""
-        fill = dict.fromkeys(heads[0].per_token, 0) | {"input_ids": self.encoder.pad_id, "attention_mask": 0}
-        padded = {key: torch.full((len(rows), width), value) for key, value in fill.items()}
-        for index, (row, head) in enumerate(zip(rows, heads, strict=True)):
-            text = torch.tensor(row.tail_ids + row.response_ids)
-            first = len(head.per_token["input_ids"])
-            start = width - first - len(text) if side == "left" else 0
-            end = start + first + len(text)
-            for key, values in head.per_token.items():
-                padded[key][index, start : start + first] = values
-            padded["input_ids"][index, start + first : end] = text
-            padded["attention_mask"][index, start:end] = 1
-        return padded
-
-
-def load_error(post: Post, error: InputError, place_of: PlaceOf | None) -> InputError:
-    """The error about a post's picture, with the place where the post stands in its source."""
-    place = place_of(post) if place_of else None
-    return error if place is None else InputError(f"{place}, field 'image' (post {post.id!r}): {error}")
+    def _tensor(self, value: Tensor) -> Tensor:
+        return value.to(self._device, **self._options)

@@ -64,6 +64,11 @@ class EncodedHead:
     """The processor's other tensors (pixels, grids), rows of one picture along dimension 0."""
 
     @property
+    def tokens(self) -> int:
+        """How many tokens it has."""
+        return len(self.per_token["input_ids"])
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all its tensors."""
         return sum(value.nbytes for values in (self.per_token, self.vision) for value in values.values())
@@ -182,16 +187,22 @@ class RowEncoder:
         Raises:
             InputError: the picture cannot be read.
         """
-        picture = load_image(row.post.image)
-        size = self._squeezed(*picture.size)
-        if size != picture.size:
-            picture = picture.resize(size, Image.Resampling.BICUBIC)
-        encoded = self._encode_head(row.head, picture)
+        encoded = self._encode_head(row.head, self.picture(row.post))
         shape = encoded["input_ids"].shape
         per_token = {key: value[0] for key, value in encoded.items() if value.shape == shape}
         per_token.pop("attention_mask", None)
         vision = {key: value for key, value in encoded.items() if value.shape != shape}
         return EncodedHead(per_token, vision)
+
+    def picture(self, post: Post) -> Image.Image:
+        """Opens a post's picture in the size in which the processor is given it.
+
+        Raises:
+            InputError: the picture cannot be read.
+        """
+        picture = load_image(post.image)
+        size = self._squeezed(*picture.size)
+        return picture if size == picture.size else picture.resize(size, Image.Resampling.BICUBIC)
 
     def _squeezed(self, width: int, height: int) -> tuple[int, int]:
         """The size in which a picture is given to the processor: mostly its own."""

@@ -15,7 +15,7 @@ from data_modules.readers import Converted, Table
 from mulcot.cli import main
 from mulcot.models import load_processor
 from mulcot.prompts import get_prompt
-from mulcot.rows import RowEncoder
+from mulcot.rows import MicroBatch, RowEncoder, RowForm, TextRow
 from mulcot.types import DEFAULT_LABELS, InputError, Rationale, RationaleRecord, Task
 
 
@@ -45,6 +45,7 @@ def attached(data: MultimodalDataModule, encoder: RowEncoder, *tasks: Task, rank
         soft_label_fingerprint=None,
         pretrained="some/model",
         assistant_encoder=None,
+        row_forms=lambda layout, row_tokens: (RowForm(layout, row_tokens, pictures_once=True), RowForm()),
     )
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
         world_size=ranks, global_rank=rank, accumulate_grad_batches=1, lightning_module=stage
@@ -87,6 +88,10 @@ def test_a_large_source_is_told_of_until_it_is_converted(
     assert "are those of another model, label set (or order), picture size or version of mulcot" in record.message
 
 
+def rows_of(batch: MicroBatch) -> list[TextRow]:
+    return [row for rows in batch.tasks.values() for row in rows.rows]
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 11])
 def test_every_response_is_on_one_rank(table: Table, encoder: RowEncoder, ranks: int) -> None:
     found = []
@@ -96,7 +101,7 @@ def test_every_response_is_on_one_rank(table: Table, encoder: RowEncoder, ranks:
         )
         (loader,) = data.predict_dataloader()
         assert len(loader) > 0  # Lightning leaves a rank without a batch out, and the others wait for it
-        found += [(row.post.id, encoder.decode(row.response_ids)) for batch in loader for row in batch.rows]
+        found += [(row.post.id, encoder.decode(row.response_ids)) for batch in loader for row in rows_of(batch)]
     expected = [(f"p{number}", f'{{"Prediction": "{DEFAULT_LABELS[number % 3]}"}}') for number in range(10)]
     assert sorted(found) == sorted(expected)
 

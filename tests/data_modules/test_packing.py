@@ -63,9 +63,7 @@ def test_tensors_share_the_block_s_memory_and_can_be_written_to() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_gives_the_batches_in_order_whatever_its_workers(workers: int) -> None:
     data = Batches()
-    loader = BatchLoader(
-        PackedBatches(data), batch_size=None, num_workers=workers, persistent_workers=workers > 0, sampler=[2, 0, 3]
-    )
+    loader = BatchLoader(PackedBatches(data), num_workers=workers, persistent_workers=workers > 0, sampler=[2, 0, 3])
     for _ in range(2):
         found = list(loader)
         assert len(found) == 3
@@ -74,6 +72,6 @@ def test_a_loader_gives_the_batches_in_order_whatever_its_workers(workers: int) 
 
 
 def test_an_error_in_a_worker_still_arrives() -> None:
-    loader = BatchLoader(PackedBatches(Batches()), batch_size=None, num_workers=1, sampler=[0, 9])
+    loader = BatchLoader(PackedBatches(Batches()), num_workers=1, sampler=[0, 9])
     with pytest.raises(ValueError, match="nothing there"):
         list(loader)

@@ -10,7 +10,7 @@ from torch import nn
 from data_modules.readers import Table
 from mulcot.cli import main
 from mulcot.models import Lora, RowSettings, head, hidden_states, load_model, load_processor, save_model
-from mulcot.rows import RowBatch, RowCollator, RowEncoder
+from mulcot.rows import MicroBatch, RowBatch, RowCollator, RowEncoder
 from mulcot.soft_labels import SoftLabelCache, SoftLabelForm, prompt_digest
 from mulcot.types import DEFAULT_LABELS, InputError
 from stages.soft_label_build import SoftLabelBuild, build_line, soft_label_fingerprint
@@ -25,7 +25,7 @@ def test_rows_of_the_head_beyond_the_vocabulary_take_no_part(embedded: Path, tmp
     batch = RowCollator(encoder).batch([encoder.row(post, "classification", "fine")])
     rows = 300  # as if the tokenizer ended here and the head went on
     build = SoftLabelBuild(tmp_path, {}, SoftLabelForm.top_k(rows, 2.0), rows=rows, rank=0)
-    build.add(model, batch)
+    build.add(model, micro(batch))
     build.writer.close()
     view = SoftLabelCache(tmp_path).get(
         post.id, "classification", batch.rows[0].response_ids, prompt_digest(batch.rows[0])
@@ -50,6 +50,11 @@ def test_the_fingerprint_of_an_adapter_changes_with_its_base(embedded: Path, tmp
     assert {name for name in before if before[name] != after[name]} == {"assistant"}
 
 
+def micro(batch: RowBatch) -> MicroBatch:
+    """A batch of one task as the stage gets it."""
+    return MicroBatch({batch.rows[0].task: batch}, {})
+
+
 Rows = tuple[nn.Module, RowEncoder, RowBatch]
 
 
@@ -71,7 +76,7 @@ def build(folder: Path, form: SoftLabelForm, scored: Rows, batches: list[RowBatc
     rows = len(encoder.tokenizer)
     made = SoftLabelBuild(folder, {}, form, rows, rank=0, logits_bytes=4 * rows * tokens)
     for batch in batches:
-        made.add(model, batch)
+        made.add(model, micro(batch))
     made.writer.close()
     return SoftLabelCache(folder)
 
@@ -114,7 +119,7 @@ def test_logits_that_are_no_numbers_name_post_and_task(tmp_path: Path, form: Sof
         head(model).weight[7, :] = torch.inf
     made = SoftLabelBuild(tmp_path, {}, form, len(encoder.tokenizer), rank=0)
     with pytest.raises(InputError, match=rf"post '{batch.rows[0].post.id}', task reasoning: the assistant's logits"):
-        made.add(model, batch)
+        made.add(model, micro(batch))
     made.writer.flush()
     assert not list(tmp_path.iterdir())
 

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from mulcot.checkpoints import read_checkpoint
 from mulcot.cli import main
 from mulcot.losses import Dense
 from mulcot.models import head, hidden_states, load_model, load_processor
-from mulcot.rows import SECTIONS, RowBatch, RowCollator, RowEncoder
+from mulcot.rows import SECTIONS, RowCollator, RowEncoder
 from mulcot.types import DEFAULT_LABELS, InputError, Post, Rationale
 from stages.objective import Objective
 
@@ -171,7 +172,7 @@ def test_gradient_norms_are_those_of_autograd(chain: Path, encoder: RowEncoder) 
     count = len(batch.targets)
     with torch.no_grad():
         assistant = torch.randn(count, len(head(model).weight), generator=torch.Generator().manual_seed(0))
-    batch = RowBatch(batch.rows, batch.inputs, batch.positions, batch.targets, Dense(assistant))  # type: ignore[arg-type]
+    batch = replace(batch, soft_labels=Dense(assistant))  # type: ignore[arg-type]
     terms = [CrossEntropy(), ForwardKL(temperature=2.0)]
     for term, name in zip(terms, ("ce", "kl"), strict=True):
         term.name = name

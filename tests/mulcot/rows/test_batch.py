@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 
 from data_modules.readers import Table
 from mulcot.models import base_model, head, hidden_states, load_model, load_processor
-from mulcot.rows import RowCollator, RowEncoder
+from mulcot.rows import PictureCache, RowCollator, RowEncoder
 from mulcot.types import DEFAULT_LABELS, Post
 
 
@@ -64,3 +65,20 @@ def test_a_picture_that_two_rows_share_is_opened_once(
     collator.batch([encoder.row(post, "reasoning", "a") for post in posts])
     collator.batch([encoder.row(post, "classification", "b") for post in posts])
     assert opened == [post.id for post in posts]
+
+
+def test_pictures_of_the_same_content_are_one_and_the_others_are_not(
+    encoder: RowEncoder, posts: list[Post], tmp_path: Path
+) -> None:
+    content = posts[0].image.read_bytes()
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(content)
+    copies = [replace(posts[0], id=name, image=tmp_path / name) for name in ("a", "b")]
+    cache = PictureCache(encoder)
+    heads = [cache.head(encoder.row(post, "reasoning", "x")) for post in (*copies, posts[1], posts[0])]
+    assert heads[0] is heads[1] is heads[3]
+    assert heads[2] is not heads[0]
+    cache.trim()  # nothing fits in no room, so the file is read anew
+    (tmp_path / "b").write_bytes(posts[1].image.read_bytes())
+    again = cache.head(encoder.row(copies[1], "reasoning", "x"))
+    torch.testing.assert_close(again.vision["pixel_values"], heads[2].vision["pixel_values"])
