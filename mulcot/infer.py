@@ -59,17 +59,18 @@ def _answer(model: str, post: Post, max_new_tokens: int, device: str) -> Answer:
 
     from data_modules.collate import QuestionSet
     from data_modules.encoded import EncodedPosts
-    from mulcot.models import find_model, load_model, load_processor, read_settings
+    from mulcot.models import find_model, load_model, load_processor, merged_if_exact, read_settings, row_form
     from mulcot.rows import RowCollator, RowEncoder
     from mulcot.types import TASKS
-    from stages.base import answer_questions
+    from stages.answering import answer_questions
 
     chosen = _usable(device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu"))
     trained = read_settings(find_model(model))
     encoder = RowEncoder(load_processor(model), trained.labels, trained.image_size, pad_end=trained.pad_end)
     encoded = EncodedPosts.encode([post], encoder, TASKS)
-    batch = QuestionSet([[0]], encoded, RowCollator(encoder), TASKS, {})[0].to(chosen)
-    network: Any = load_model(model).eval().to(chosen)
+    network: Any = merged_if_exact(load_model(model)).eval().to(chosen)
+    collator = RowCollator(encoder, form=row_form(network))
+    batch = QuestionSet([[0]], encoded, collator, TASKS, {})[0].to(chosen)
     return answer_questions(network, batch, encoder, max_new_tokens)[0]
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers import AutoConfig
 
 from mulcot.generation import SeededSampler, decode_ids
 from mulcot.manifests import digest
-from mulcot.models import DType, ModelSource, base_of, find_model, load_model, load_processor, read_settings
+from mulcot.models import DType, ModelSource, base_of, find_model, load_model, load_processor, read_settings, row_form
 from mulcot.rows import RowCollator, RowEncoder, TextRow
 from mulcot.teachers.base import Finish, TeacherReply, TeacherRequest
 from mulcot.types import InputError
@@ -53,7 +53,7 @@ class LocalModel:
         self._device = _device(settings.device)
         self._encoder = _load_encoder(settings)
         self._model = _load_weights(settings, self._device)
-        self._collator = RowCollator(self._encoder)
+        self._collator = RowCollator(self._encoder, form=row_form(self._model))
 
     def write(
         self, requests: Sequence[TeacherRequest], nobody_waits: Callable[[], bool]
@@ -85,10 +85,7 @@ class LocalModel:
 
     def _open(self, request: TeacherRequest) -> TextRow | InputError:
         """The request's row, its picture decoded and kept for the batch; or what is wrong with the picture."""
-        # The collator keeps pictures by the post's id. Ids are unique within one data set, and a teacher may be asked
-        # about several: the picture's place is as good a name, and requests about one picture share it.
-        post = replace(request.post, id=str(request.post.image))
-        row = self._encoder.question(post, request.prompt)
+        row = self._encoder.question(request.post, request.prompt)
         try:
             self._collator.batch([row])
         except InputError as error:  # concerns this request alone; the others of the batch are answered
@@ -100,8 +97,7 @@ class LocalModel:
     ) -> list[TeacherReply]:
         temperature = self._settings.temperature
         sampler = SeededSampler(seeds, temperature) if temperature else None
-        prompts = self._collator.batch(rows, side="left")
-        prompt_tokens = prompts.inputs["attention_mask"].sum(dim=1).tolist()
+        prompts = self._collator.tasks({"reasoning": rows})["reasoning"]
         try:
             written = decode_ids(
                 self._model,
@@ -118,7 +114,7 @@ class LocalModel:
                 f"{self._settings.pretrained}: out of memory while writing {len(rows)} replies at once on "
                 f"{self._device}: lower teacher.init_args.batch_size, max_new_tokens or max_pixels"
             ) from error
-        return [self._reply(ids, count) for ids, count in zip(written, prompt_tokens, strict=True)]
+        return [self._reply(ids, count) for ids, count in zip(written, prompts.path_lengths(), strict=True)]
 
     def _reply(self, ids: Sequence[int], prompt_tokens: int) -> TeacherReply:
         finish: Finish = "stop" if self._encoder.is_ended(ids) else "length"

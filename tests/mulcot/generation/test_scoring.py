@@ -79,7 +79,7 @@ def test_the_sampler_draws_from_the_softmax_at_its_temperature() -> None:
     scores = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     draws = 4000
     sampler = SeededSampler([sample_seed(0, str(index), 0) for index in range(draws)], temperature=0.7)
-    tokens = sampler(torch.zeros(draws, 1), scores.expand(draws, -1)).argmax(dim=-1)
+    tokens = sampler(scores.expand(draws, -1), range(draws)).argmax(dim=-1)
     expected = (scores[0] / 0.7).softmax(0)
     counts = torch.bincount(tokens, minlength=4)
     chi_square = float(((counts - draws * expected) ** 2 / (draws * expected)).sum())
