@@ -11,15 +11,17 @@ import torch
 
 from mulcot.callbacks import DistillationLoss
 from mulcot.files import write_atomic
-from mulcot.generation import SeededSampler, decode_replies, sample_seed
-from mulcot.models import DType, Lora, head_rows
+from mulcot.generation import Replies, ReplyWriter, SeededSampler, sample_seed
+from mulcot.generation.vllm_engine import VllmEngine
+from mulcot.models import DType, Lora, Quantise, head_rows, merged_if_exact
 from mulcot.prompts import get_prompt
-from mulcot.rows import QuestionBatch, RowBatch
+from mulcot.rows import Layout, MicroBatch, QuestionBatch, RowForm
 from mulcot.soft_labels import SoftLabelCache, SoftLabelForm, SoftLabelKind
 from mulcot.types import DEFAULT_LABELS, InputError, Task
 from stages.augmentation import Augmentation, Sample, select
-from stages.base import ModelStage, Optimizer, PredictKind
+from stages.base import ModelStage, PredictKind
 from stages.objective import Objective
+from stages.optimizer import Optimizer
 from stages.soft_label_build import SoftLabelBuild, build_line, soft_label_fingerprint
 
 
@@ -32,6 +34,8 @@ class AssistantStage(ModelStage):
         predicts: what `predict` does: `rationales` samples them, `soft_labels` builds the cache.
         samples_per_post: rationales sampled for each training post.
         temperature: of the sampling; the paper uses 0.7.
+        engine: what samples rationales: `transformers`, the loaded model itself, or `vllm`, where its extra is
+            installed: it reads the model's folder and draws other samples from the same seeds.
         sampling_seed: decides the samples, together with post and index alone; the draws of `sampled` soft labels too,
             together with post, task and response.
         soft_label_form: what the soft-label cache holds of each response token: `top_k`, the likeliest ids and the mass
@@ -50,6 +54,9 @@ class AssistantStage(ModelStage):
         max_new_tokens: see `ModelStage`.
         image_size: see `ModelStage`.
         trust_remote_code: see `ModelStage`.
+        quantise: see `ModelStage`.
+        activation_checkpointing: see `ModelStage`.
+        compile_layers: see `ModelStage`.
     """
 
     kind = "assistant"
@@ -77,6 +84,10 @@ class AssistantStage(ModelStage):
         max_new_tokens: int = 512,
         image_size: tuple[int, int] | None = None,
         trust_remote_code: bool = False,
+        engine: Literal["transformers", "vllm"] = "transformers",
+        quantise: Quantise | None = None,
+        activation_checkpointing: bool = False,
+        compile_layers: bool = False,
     ) -> None:
         super().__init__(
             pretrained,
@@ -92,6 +103,9 @@ class AssistantStage(ModelStage):
             max_new_tokens,
             image_size,
             trust_remote_code,
+            quantise,
+            activation_checkpointing,
+            compile_layers,
         )
         if not temperature > 0:
             raise InputError(f"model.init_args.temperature is {temperature}; it must be above 0")
@@ -99,10 +113,14 @@ class AssistantStage(ModelStage):
         self.samples_per_post = samples_per_post
         self.temperature = temperature
         self.sampling_seed = sampling_seed
+        self.engine = engine
         if soft_label_form == "sampled":
             self.soft_label_form = SoftLabelForm.sampled(soft_label_draws, soft_label_temperature, sampling_seed)
         else:
             self.soft_label_form = SoftLabelForm(soft_label_form, float(soft_label_temperature), k=soft_label_k)
+        self._vllm: VllmEngine | None = None
+        self._writer: ReplyWriter | None = None
+        self._asked: list[tuple[list[tuple[str, int]], Replies]] = []
         self._samples: list[Sample] = []
         self._build: SoftLabelBuild | None = None
 
@@ -118,8 +136,26 @@ class AssistantStage(ModelStage):
             raise InputError(f"the assistant learns from hard labels alone: remove --losses.{soft[0]}=null")
         return super().make_objective(terms)
 
+    @property
+    def _samples_with_vllm(self) -> bool:
+        return self.engine == "vllm" and self.predicts == "rationales" and self.trainer.state.fn == "predict"
+
+    def configure_model(self) -> None:
+        """See the base class; the model that vLLM holds is not loaded a second time."""
+        if self._samples_with_vllm:
+            settings = (self.max_new_tokens, self.temperature, self.dtype_name, self.trust_remote_code)
+            self._vllm = self._vllm or VllmEngine(self.pretrained, self.encoder, *settings)
+        else:
+            super().configure_model()
+
+    def row_forms(self, layout: Layout, row_tokens: int | None) -> tuple[RowForm, RowForm]:
+        """See the base class."""
+        return (RowForm(), RowForm()) if self._vllm is not None else super().row_forms(layout, row_tokens)
+
     def on_predict_start(self) -> None:
-        """Opens the soft-label cache."""
+        """Opens the soft-label cache; nothing of the model is trained or saved any more."""
+        if self.model is not None:
+            self.model = merged_if_exact(self.model)
         if self.predicts == "soft_labels":
             assert self.model is not None
             self._build = SoftLabelBuild(
@@ -129,24 +165,46 @@ class AssistantStage(ModelStage):
                 # Ids beyond the tokenizer are padding of the head, and another model of the family may have fewer.
                 rows=min(head_rows(self.model), len(self.encoder.tokenizer)),
                 rank=self.trainer.global_rank,
-                made_with={"dtype": self.dtype_name, "precision": str(self.trainer.precision)},
+                made_with={
+                    "dtype": self.dtype_name,
+                    "precision": str(self.trainer.precision),
+                    **({"quantise": self.quantise} if self.quantise else {}),
+                },
             )
 
-    def predict_step(self, batch: QuestionBatch | RowBatch, batch_idx: int, dataloader_idx: int = 0) -> int:
+    def predict_step(self, batch: QuestionBatch | MicroBatch, batch_idx: int, dataloader_idx: int = 0) -> int:
         """Samples rationales for prompts, or scores responses; says how many rows that were."""
-        assert self.model is not None
-        if isinstance(batch, RowBatch):
+        if isinstance(batch, MicroBatch):
             assert self._build is not None
+            assert self.model is not None
             self._build.add(self.model, batch)
-            return len(batch.rows)
-        if batch.prompts is None:  # of a rank for which there are no posts
-            return 0
-        for index in range(self.samples_per_post):
-            seeds = [sample_seed(self.sampling_seed, post.id, index) for post in batch.posts]
+            return sum(len(rows.rows) for rows in batch.tasks.values())
+        last = batch_idx + 1 == self.trainer.num_predict_batches[0]
+        return self._sample(batch, last=last)
+
+    def _sample(self, batch: QuestionBatch, *, last: bool) -> int:
+        """Samples rationales; they are in `_samples` after the last batch."""
+        asked = [(post.id, index) for index in range(self.samples_per_post) for post in batch.posts]
+        seeds = [sample_seed(self.sampling_seed, *each) for each in asked]
+        if self._vllm is not None:
+            rows = () if batch.prompts is None else batch.prompts.rows * self.samples_per_post
+            replies = self._vllm.write(rows, seeds)
+            self._samples += [Sample(*key, reply) for key, reply in zip(asked, replies, strict=True)]
+            return len(asked)
+        assert self.model is not None
+        if self._writer is None:
+            self._writer = ReplyWriter(self.model, self.encoder, self.max_new_tokens)
+        if batch.prompts is not None:  # a rank may have no posts
             sampler = SeededSampler(seeds, self.temperature)
-            replies = decode_replies(self.model, batch.prompts, self.encoder, self.max_new_tokens, sampler)
-            self._samples += [Sample(post.id, index, reply) for post, reply in zip(batch.posts, replies, strict=True)]
-        return len(batch.posts) * self.samples_per_post
+            self._asked.append((asked, self._writer.add(batch.prompts, sampler, copies=self.samples_per_post)))
+        if last:
+            self._writer.finish()
+            self._writer = None
+        for keys, written in [each for each in self._asked if not each[1].unfinished]:
+            texts = [self.encoder.decode(ids) for ids in written.ids]
+            self._samples += [Sample(*key, text) for key, text in zip(keys, texts, strict=True)]
+        self._asked = [each for each in self._asked if each[1].unfinished]
+        return len(asked)
 
     def on_predict_end(self) -> None:
         """Writes what all ranks made."""

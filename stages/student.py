@@ -9,13 +9,24 @@ from typing import cast
 
 from mulcot.callbacks import DistillationLoss
 from mulcot.losses import Schedule, ViewKind, check_range
-from mulcot.models import DType, Lora, head_rows, load_processor, shared_rows, text_config, vocabulary_difference
-from mulcot.rows import RowEncoder
+from mulcot.models import (
+    DType,
+    Lora,
+    Quantise,
+    head_rows,
+    load_processor,
+    row_form,
+    shared_rows,
+    text_config,
+    vocabulary_difference,
+)
+from mulcot.rows import Layout, RowEncoder, RowForm
 from mulcot.soft_labels import SoftLabelCache
 from mulcot.types import DEFAULT_LABELS, InputError, Task
-from stages.base import ModelStage, Optimizer
+from stages.base import ModelStage
 from stages.objective import Objective
 from stages.online_assistant import OnlineAssistant
+from stages.optimizer import Optimizer
 from stages.published import PublishedQuirks
 from stages.soft_label_build import soft_label_fingerprint
 
@@ -32,6 +43,8 @@ class StudentStage(ModelStage):
         online_assistant: runs the assistant beside the student instead of reading a cache of its soft labels: for
             temperature schedules, losses on hidden states and across tokenizers, and where a cache is too large.
         assistant_dtype: of the assistant's weights beside the student.
+        assistant_quantise: keeps the language model of the assistant beside the student in `8bit` or `4bit`: less
+            memory, not the same soft labels. `pip install mulcot[quantised]`.
         published: computes what the published training code computes where it differs from the paper's formula: true
             for all of it, or a mapping of single quirks. For comparisons with the paper's numbers.
         title: see `ModelStage`.
@@ -45,6 +58,9 @@ class StudentStage(ModelStage):
         max_new_tokens: see `ModelStage`.
         image_size: see `ModelStage`.
         trust_remote_code: see `ModelStage`.
+        quantise: see `ModelStage`.
+        activation_checkpointing: see `ModelStage`.
+        compile_layers: see `ModelStage`.
     """
 
     kind = "student"
@@ -57,6 +73,7 @@ class StudentStage(ModelStage):
         lambda_soft: float | Schedule = 0.3,
         online_assistant: bool = False,
         assistant_dtype: DType = "float32",
+        assistant_quantise: Quantise | None = None,
         published: bool | PublishedQuirks = False,
         title: str = "student, distilled",
         labels: Sequence[str] = DEFAULT_LABELS,
@@ -69,6 +86,9 @@ class StudentStage(ModelStage):
         max_new_tokens: int = 512,
         image_size: tuple[int, int] | None = None,
         trust_remote_code: bool = False,
+        quantise: Quantise | None = None,
+        activation_checkpointing: bool = False,
+        compile_layers: bool = False,
     ) -> None:
         super().__init__(
             pretrained,
@@ -84,6 +104,9 @@ class StudentStage(ModelStage):
             max_new_tokens,
             image_size,
             trust_remote_code,
+            quantise,
+            activation_checkpointing,
+            compile_layers,
         )
         check_range(lambda_soft, "model.init_args.lambda_soft", low=0.0, high=1.0)
         if online_assistant and assistant is None:
@@ -92,6 +115,7 @@ class StudentStage(ModelStage):
         self.lambda_soft = lambda_soft
         self.online_assistant = online_assistant
         self.assistant_dtype: DType = assistant_dtype
+        self.assistant_quantise = assistant_quantise
         self.quirks = PublishedQuirks.of(published)
         self.pad_end = self.quirks.pad_end
         self.quirks.check(online_assistant, lora is not None)
@@ -102,6 +126,19 @@ class StudentStage(ModelStage):
     def input_models(self) -> list[str]:
         """See the base class; the assistant is read for its vocabulary, and runs beside the student when asked to."""
         return [self.pretrained, *([self.assistant] if self.assistant else [])]
+
+    def row_forms(self, layout: Layout, row_tokens: int | None) -> tuple[RowForm, RowForm]:
+        """See the base class; an assistant that reads the student's own rows takes them in the student's form."""
+        if self.quirks.kl_everywhere:  # at every position of a row and of its padding, so of rows that are apart
+            layout = "paired"
+        beside = None if self.objective is None else self.objective.assistant
+        if beside is None:
+            return super().row_forms(layout, row_tokens)
+        theirs = row_form(beside.model, layout, row_tokens)
+        if self.assistant_encoder is None and theirs.layout != layout:
+            layout = theirs.layout
+        mine, _ = super().row_forms(layout, row_tokens)
+        return mine, theirs
 
     def setup(self, stage: str) -> None:
         """Checks, before the first step, what student and assistant have in common."""
@@ -175,6 +212,8 @@ class StudentStage(ModelStage):
             attention=self.attention,
             dropout=self.quirks.assistant_dropout,
             trust_remote_code=self.trust_remote_code,
+            quantise=self.assistant_quantise,
+            compute=self.compute_dtype(self.assistant_quantise),
         )
         assistant.to(self.device)
         if self._shares_tokens and not self.quirks.resized_heads:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from mulcot.checkpoints import read_checkpoint
+from mulcot.models.attention import implementation
 from mulcot.models.parts import base_model, head_rows, vision_parameters
+from mulcot.models.quantisation import Quantise, quantise_language
 from mulcot.types import InputError, MissingInputError
 
 DType = Literal["float32", "bfloat16"]
@@ -136,6 +139,8 @@ def load_model(
     freeze_vision: bool = False,
     trust_remote_code: bool = False,
     rows: int | None = None,
+    quantise: Quantise | None = None,
+    compute: DType = "float32",
 ) -> nn.Module:
     """Loads a vision-language model for training or inference.
 
@@ -148,6 +153,8 @@ def load_model(
         freeze_vision: keeps the vision tower and its projection as they are.
         trust_remote_code: runs code that comes with the model; only for a model that you have read.
         rows: gives embeddings and head so many rows, new ones drawn at random; None leaves them.
+        quantise: freezes the language model below any adapter in 4 or 8 bits, see `quantise_language`.
+        compute: in what 4-bit layers multiply.
 
     Returns:
         The model, a `PeftModel` where there is an adapter; `requires_grad` says what is trained.
@@ -164,11 +171,17 @@ def load_model(
         )
     options = {
         "dtype": getattr(torch, dtype),
-        "attn_implementation": attention,
+        "attn_implementation": implementation(attention),
         "trust_remote_code": trust_remote_code,
         "use_safetensors": True,
     }
-    model = _load(source, options)
+    if quantise is None:
+        model = _load(source, options)
+    else:
+        device = torch.get_default_device()  # within a fit the trainer's, which may not hold the model as it is now
+        shrink = partial(quantise_language, form=quantise, compute=getattr(torch, compute), device=device)
+        with torch.device("cpu"):
+            model = _load(source, options, shrink)
     if rows is not None and rows != head_rows(model):
         base_model(model).resize_token_embeddings(rows, mean_resizing=False)
     if freeze_vision:
@@ -177,24 +190,36 @@ def load_model(
     return (model if lora is None else add_lora(cast(PreTrainedModel, model), lora)).train()
 
 
-def _load(source: ModelSource, options: dict[str, Any]) -> nn.Module:
-    """The model of a source; a base, with its own checkpoint, is whole before an adapter goes on it."""
+def _nothing(_: nn.Module) -> None:
+    """What is done to weights that stay as they are."""
+
+
+def _load(source: ModelSource, options: dict[str, Any], complete: Callable[[Any], None] = _nothing) -> nn.Module:
+    """The model of a source; a base, with its own checkpoint, is whole before an adapter goes on it.
+
+    Args:
+        source: the source.
+        options: of transformers.
+        complete: what is done to the weights below any adapter, once they are all there.
+    """
     if source.base is not None:
         assert source.checkpoint is not None
         with _as_base_of(source.checkpoint):
-            model = _load(source.base, options)
+            model = _load(source.base, options, complete if source.adapted else _nothing)
         if source.lora is not None:
             model = add_lora(cast(PreTrainedModel, model), source.lora)
         state = read_checkpoint(source.checkpoint, mmap=True)["state_dict"]
         load_trained(model, state, freeze_vision=source.freeze_vision)
         if not isinstance(model, PeftModel):  # an adapter on these weights is one on the checkpoint, not on its folder
             cast(Any, model).name_or_path = str(source.checkpoint)
+            complete(model)
         return model
     if not source.adapted:
-        model = _from_pretrained(AutoModelForImageTextToText, "model", source, options)
-        return cast(nn.Module, model)
+        model = cast(nn.Module, _from_pretrained(AutoModelForImageTextToText, "model", source, options))
+        complete(model)
+        return model
     with _as_base_of(Path(source.name)):
-        model = _load(find_model(_adapter_base(Path(source.name))), options)
+        model = _load(find_model(_adapter_base(Path(source.name))), options, complete)
     return PeftModel.from_pretrained(cast(PreTrainedModel, model), source.name, is_trainable=True)
 
 
@@ -241,7 +266,8 @@ def _from_pretrained(auto_class: Any, what: str, source: ModelSource, options: d
             ) from error
         raise InputError(f"{name}: no {what} could be loaded ({_first_line(error)})") from error
     except (ValueError, ImportError, SafetensorError) as error:
-        attention = options.get("attn_implementation")
+        given = options.get("attn_implementation")
+        attention = given["text_config"] if isinstance(given, dict) else given
         how = f" with attention {attention}" if attention is not None else ""
         hint = "; `sdpa` is the attention that needs no package" if attention not in (None, "sdpa") else ""
         raise InputError(f"{name}: no {what} could be loaded{how} ({_first_line(error)}){hint}") from error

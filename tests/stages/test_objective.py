@@ -141,6 +141,30 @@ def test_a_loss_of_one_s_own_lies_in_a_file_of_one_s_own(
         assert logged[f"loss/{task}/half"] == pytest.approx([value / 2 for value in logged[f"loss/{task}/kl"]])
 
 
+OWN_STAGE = """
+from stages import StudentStage
+
+class LateStudent(StudentStage):
+    def on_train_epoch_start(self):
+        self.objective.lambda_soft = self.lambda_soft if self.trainer.current_epoch else 0.0
+"""
+
+
+def test_a_stage_of_one_s_own_lies_in_a_file_of_one_s_own(
+    chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that CONTRIBUTING shows."""
+    (tmp_path / "my_stages.py").write_text(OWN_STAGE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    own = ("--model", "my_stages.LateStudent", "--trainer.max_epochs", 2)
+    assert fit(chain.resolve(), "own_stage", *own) == 0
+    logged = scalars(chain / "own_stage", "schedule/lambda", "loss/reasoning")
+    steps = len(logged["schedule/lambda"]) // 2
+    assert logged["schedule/lambda"] == pytest.approx([0.0] * steps + [0.3] * steps)
+    assert logged["loss/reasoning/total"][0] == pytest.approx(logged["loss/reasoning/ce"][0])
+
+
 def test_a_loss_that_is_no_number_stops_before_the_step_and_names_the_posts(
     chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
