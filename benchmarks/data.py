@@ -34,6 +34,7 @@ from mulcot.rows import RowEncoder
 from mulcot.types import DEFAULT_LABELS
 
 PICTURES = 1000
+Words = tuple[int, int]
 MIB = 2**20
 
 
@@ -118,8 +119,8 @@ def mulcot(*args: object, **environment: str) -> float:
     return time.time() - started
 
 
-def make_posts(folder: Path, posts: int) -> None:
-    """Writes a table of posts: random words of a skewed vocabulary, 5 to 30 a text, a thousand pictures."""
+def make_posts(folder: Path, posts: int, words_of_post: Words = (5, 30)) -> None:
+    """Writes a table of posts: random words of a skewed vocabulary, a thousand pictures."""
     draw = random.Random(0)
     (folder / "images").mkdir(parents=True)
     for number in range(PICTURES):
@@ -132,7 +133,7 @@ def make_posts(folder: Path, posts: int) -> None:
     for split, count in (("train", posts), ("val", 200)):
         with (folder / f"{split}.jsonl").open("w") as file:
             for number in range(count):
-                length = draw.randint(5, 30)
+                length = draw.randint(*words_of_post)
                 text = []
                 for _ in range(length):
                     word = next(stream, None)
