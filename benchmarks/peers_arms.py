@@ -264,7 +264,7 @@ def soft_step_of_mulcot(job: Job, posts: int | None) -> dict[str, Any]:
         labels = batch["labels"].flatten()
         places = (labels != -100).nonzero().flatten()
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        rows = RowBatch((), inputs, places - 1, labels[places])
+        rows = RowBatch((), inputs, places - 1, labels[places], ends=places[:0])
         return objective.task_loss(student, "reasoning", rows, step_tokens).total
 
     return _optimise(job, student, loss, posts)
