@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,8 +14,7 @@ from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from mulcot.callbacks import DistillationLoss, Inspection
-from mulcot.files import write_atomic
+from mulcot.callbacks import DistillationLoss, Inspection, Judged
 from mulcot.losses import Schedule
 from mulcot.metrics import ClassificationReport, ReasoningReport
 from mulcot.models import (
@@ -35,8 +33,9 @@ from mulcot.models import (
     shared_refusal,
     trained_state,
 )
+from mulcot.predictions import Prediction, write_predictions
 from mulcot.rows import Layout, MicroBatch, QuestionBatch, RowEncoder, RowForm
-from mulcot.types import DEFAULT_LABELS, TASKS, Answer, InputError, RationaleRecord, Task
+from mulcot.types import DEFAULT_LABELS, TASKS, InputError, Task
 from stages.answering import Answering
 from stages.objective import Objective, StepLosses
 from stages.optimizer import Optimizer, adamw, clip, clips_itself, with_schedule
@@ -47,8 +46,6 @@ FIT_PREDICTIONS: Final = "predictions.jsonl"
 """What a fit's best epoch answers to the test posts, beside its `metrics.json`."""
 TEST_PREDICTIONS: Final = "predictions-test.jsonl"
 """What the verb `test` gets, beside its `metrics-test.json`."""
-Judged = tuple[int, Answer, str | None, RationaleRecord | None]
-"""Where the post stands in its split, the answer, the gold label, the reference."""
 
 
 class ModelStage(LightningModule):
@@ -337,8 +334,7 @@ class ModelStage(LightningModule):
             answered += self._answering.finish()
             self._answering = None
         for asked, answers in answered:
-            golds = [post.label for post in asked.posts]
-            self._judged.extend(zip(asked.numbers, answers, golds, asked.references, strict=True))
+            self._judged.extend(zip(asked.numbers, answers, asked.posts, asked.references, strict=True))
 
     def on_validation_epoch_end(self) -> None:
         """Logs accuracy and F1; `val/selection` orders epochs by accuracy, then by F1."""
@@ -360,19 +356,19 @@ class ModelStage(LightningModule):
         reasoning = None
         if "reasoning" in self.tasks:
             report = ReasoningReport(self.labels)
-            _, answers, golds, references = zip(*judged, strict=True)
-            report.update(answers, references, golds)
+            for _, answer, post, reference in judged:
+                report.update([answer], [reference], [post.label])
             reasoning = report.compute()
         self.test_metrics = {"classification": scores, "reasoning": reasoning}
         if scores["posts"]:
             self.log_dict({f"test/{name}": float(scores[name]) for name in ("accuracy", "macro_f1", "weighted_f1")})
         if self.trainer.is_global_zero:
-            lines = [json.dumps(asdict(answer) | {"gold": gold}, ensure_ascii=False) for _, answer, gold, _ in judged]
-            write_atomic(self.stage_dir / self.predictions_name, "".join(line + "\n" for line in lines))
+            made = [Prediction.of(post, answer) for _, answer, post, _ in judged]
+            write_predictions(self.stage_dir / self.predictions_name, made)
 
     def _classification(self, judged: Sequence[Judged]) -> dict[str, Any]:
         report = ClassificationReport(self.labels)
-        known = [(answer.label, gold) for _, answer, gold, _ in judged if gold is not None]
+        known = [(answer.label, post.label) for _, answer, post, _ in judged if post.label is not None]
         report.update([label for label, _ in known], [gold for _, gold in known])
         return report.compute()
 

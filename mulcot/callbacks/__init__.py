@@ -7,6 +7,7 @@ from mulcot.callbacks.held_out import HeldOutLosses
 from mulcot.callbacks.inspection import Inspection
 from mulcot.callbacks.progress import ProgressFile
 from mulcot.callbacks.random_states import RandomStates
+from mulcot.callbacks.sampled_rationales import Judged
 from mulcot.callbacks.soft_losses import (
     ForwardKL,
     GeneralizedJSD,
@@ -30,6 +31,7 @@ __all__ = [
     "HiddenCosine",
     "HiddenMSE",
     "Inspection",
+    "Judged",
     "LogitMSE",
     "ProgressFile",
     "RandomStates",

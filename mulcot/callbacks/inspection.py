@@ -165,9 +165,8 @@ class Inspection(Callback):
         stage = cast(InspectedStage, pl_module)
         _show_confusion(trainer, "test", "Test, best epoch", stage.test_metrics)
         if "reasoning" in stage.tasks:
-            posts = trainer.datamodule.posts("test")  # type: ignore[attr-defined]
             shown = stage.judged[: self.rationales]
-            tables = [rationale_table(posts[at], answer, reference) for at, answer, _, reference in shown]
+            tables = [rationale_table(post, answer, reference) for _, answer, post, reference in shown]
             _show_tables(trainer, "test", tables)
 
 

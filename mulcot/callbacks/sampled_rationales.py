@@ -13,8 +13,8 @@ from mulcot.generation import RationaleRefusedError, decode_replies, parse_ratio
 from mulcot.rows import RowCollator, RowEncoder, RowForm
 from mulcot.types import Answer, Post, RationaleRecord
 
-Judged = tuple[int, Answer, str | None, RationaleRecord | None]
-"""Where a post stands in its split, the answer, the gold label, the reference."""
+Judged = tuple[int, Answer, Post, RationaleRecord | None]
+"""Where a post stands in its split, the answer, the post, the reference."""
 _LOOKED_AT: Final = 1000
 
 
