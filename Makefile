@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-lora demo-losses test test-slow test-all test-floor lint type contracts check run tensorboard clean
+.PHONY: help install demo demo-lora demo-losses test test-slow test-all test-quantised test-floor lint type contracts check run tensorboard clean
 
 help: ## lists the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +36,10 @@ test-slow: $(INSTALLED) ## the slow tests: whole chains, two processes, the whee
 	$(BIN)/python -m pytest -m slow
 
 test-all: test test-slow ## both
+
+test-quantised: $(INSTALLED) ## the tests of quantised weights, after installing the extra that they need
+	$(BIN)/python -m pip install --quiet -e '.[dev,quantised]'
+	$(BIN)/python -m pytest -m "slow or not slow" tests/mulcot/models/test_quantisation.py tests/stages/test_quantised_training.py
 
 test-floor: ## the default tests on the lower bounds of pyproject.toml with Python 3.12
 	$(PYTHON312) -m venv .venv-floor
