@@ -21,6 +21,8 @@ from mulcot.types import InputError, Post
 
 IMAGE: Final = "image"
 IMAGE_BYTES: Final = "image_bytes"
+SLICES: Final = "slices"
+"""Null where a post has none; older conversions lack the column."""
 SCHEMA: Final = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -30,6 +32,7 @@ SCHEMA: Final = pa.schema(
         pa.field("label", pa.string()),
         pa.field("image_width", pa.int32(), nullable=False),
         pa.field("image_height", pa.int32(), nullable=False),
+        pa.field(SLICES, pa.map_(pa.string(), pa.string())),
     ]
 )
 """A row of the common format. `image` is a path relative to the image root, or the picture's former name where its
@@ -77,6 +80,8 @@ class PostTable(Sequence[Post]):
         self._columns = {name: self._table.column(name) for name in ("id", "text", IMAGE, "aspect", "label")}
         self._root = ImageRoot(image_root)
         self._embedded = IMAGE_BYTES in self._table.column_names
+        if SLICES in self._table.column_names and self._table.column(SLICES).null_count < len(self._table):
+            self._columns[SLICES] = self._table.column(SLICES)
 
     def __len__(self) -> int:
         return self._table.num_rows
@@ -106,7 +111,10 @@ class PostTable(Sequence[Post]):
 
     def values(self, row: int) -> dict[str, Any]:
         """The fields of a post as they lie in the table."""
-        return {name: column[row].as_py() for name, column in self._columns.items()}
+        values = {name: column[row].as_py() for name, column in self._columns.items()}
+        if SLICES in values:
+            values[SLICES] = tuple(values[SLICES] or ())
+        return values
 
     def picture(self, row: int) -> TablePicture:
         """The picture of a post, of a table that holds its pictures."""

@@ -229,6 +229,7 @@ class PostChecks:
         image: object,
         aspect: object = None,
         label: object = None,
+        slices: tuple[tuple[str, str], ...] = (),
     ) -> Post:
         """A post of one row; None stands for a field that is left out, which aspect and label may be.
 
@@ -239,6 +240,7 @@ class PostChecks:
             image: A path relative to the image root, or a picture that was found already.
             aspect: The target of the sentiment.
             label: The gold label.
+            slices: See `Post`.
 
         Raises:
             RowError: A field is wrong.
@@ -256,7 +258,8 @@ class PostChecks:
         name = self._new_id(row, id)
         if isinstance(image, str) or not isinstance(image, StoredPicture):  # the second question takes long
             image = self.image(row, image, names["image"])
-        post = Post(name, written, image, target, None if label is None else self.label(row, label, names["label"]))
+        gold = None if label is None else self.label(row, label, names["label"])
+        post = Post(name, written, image, target, gold, slices)
         self._ids.take(name, row)
         return post
 
