@@ -209,7 +209,6 @@ class PostChecks:
         names: Mapping[str, str] | None = None,
         log: RowLog | None = None,
     ) -> None:
-        """Check what holds for all rows; nothing is read yet."""
         check_label_set(labels)
         if check_images and not os.path.isdir(image_root):
             raise InputError(f"image_root: there is no folder {one_line(image_root)}; give the folder of the pictures")
@@ -259,9 +258,8 @@ class PostChecks:
         if isinstance(image, str) or not isinstance(image, StoredPicture):  # the second question takes long
             image = self.image(row, image, names["image"])
         gold = None if label is None else self.label(row, label, names["label"])
-        post = Post(name, written, image, target, gold, slices)
         self._ids.take(name, row)
-        return post
+        return Post(name, written, image, target, gold, slices)
 
     def across_splits(
         self,
