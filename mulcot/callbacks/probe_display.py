@@ -9,15 +9,19 @@ from rich.table import Table
 
 from mulcot.metrics.probe_files import Agreement, Changes, Grounding, Probes, Unavailable
 
-_COLUMNS: Final = ("posts", "accuracy", "labels changed", "total variation", "parse rate", "rationale, 1 - ROUGE-L")
+_COLUMNS: Final = ("posts", "accuracy", "changed", "variation", "parse", "rewritten")
 
 
 def show_probes(probes: Probes, console: Console) -> None:
-    """Prints one table for the perturbations, and lines for the rest."""
+    """Prints one table for the perturbations, and lines for the rest.
+
+    `changed` is the share of other labels, `variation` the mean total variation, `parse` the share of replies that are
+    a rationale, `rewritten` the mean of 1 - ROUGE-L between rationales before and after.
+    """
     table = Table(title=f"Probes of {probes.posts} test posts (seed {probes.seed})", title_justify="left")
-    table.add_column("perturbation")
+    table.add_column("perturbation", no_wrap=True)
     for name in _COLUMNS:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for name, changed in probes.faithfulness.items():
         table.add_row(name.replace("_", " "), *_cells(changed))
     console.print(table)
