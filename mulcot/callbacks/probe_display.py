@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -18,7 +19,8 @@ def show_probes(probes: Probes, console: Console) -> None:
     `changed` is the share of other labels, `variation` the mean total variation, `parse` the share of replies that are
     a rationale, `rewritten` the mean of 1 - ROUGE-L between rationales before and after.
     """
-    table = Table(title=f"Probes of {probes.posts} test posts (seed {probes.seed})", title_justify="left")
+    title = f"Probes of {probes.posts} test posts (seed {probes.seed})"
+    table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)  # 80 columns are enough for it
     table.add_column("perturbation", no_wrap=True)
     for name in _COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
@@ -78,4 +80,4 @@ def _agreement(whose: str, found: Agreement) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+    return "–" if value is None else f"{value:.3f}"
