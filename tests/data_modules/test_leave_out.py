@@ -17,7 +17,7 @@ from mulcot.images import upright_size
 from mulcot.types import InputError
 
 QUICK = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
-FEW = ["--data.init_args.limit", "8"]
+FEW = ["--data.init_args.limit", "8", "--trainer.log_every_n_steps", "1"]
 ALONE = ["--config", "student.yaml", "--config", "experiment/labels_only.yaml"]
 
 
