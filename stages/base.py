@@ -366,8 +366,9 @@ class ModelStage(LightningModule):
 
     def _classification(self, judged: Sequence[Judged]) -> dict[str, Any]:
         report = ClassificationReport(self.labels)
-        known = [(answer.label, post.label) for _, answer, post, _ in judged if post.label is not None]
-        report.update([label for label, _ in known], [gold for _, gold in known])
+        for _, answer, post, _ in judged:
+            if post.label is not None:
+                report.update([answer.label], [post.label], [answer.probabilities])
         return report.compute()
 
     def _gather(self) -> list[Judged]:

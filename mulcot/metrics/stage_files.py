@@ -41,6 +41,28 @@ class _Part(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
 
+class LabelClassification(_Part):
+    """One label's scores; None where there is nothing to measure."""
+
+    precision: Share | None
+    recall: Share | None
+    f1: Share | None
+    posts: NonNegativeInt
+    """Posts with this gold label."""
+    predicted: NonNegativeInt
+    """Posts with this prediction."""
+
+
+class CalibrationBin(_Part):
+    """The posts whose confidence lies in (lower, upper]."""
+
+    lower: Share
+    upper: Share
+    confidence: Share
+    accuracy: Share
+    posts: NonNegativeInt
+
+
 class Classification(_Part):
     """What `ClassificationReport` computed; scores are None without a post."""
 
@@ -50,13 +72,27 @@ class Classification(_Part):
     confusion: dict[str, dict[str, NonNegativeInt]]
     """Gold label → predicted label → posts."""
     posts: NonNegativeInt
+    unparsed: NonNegativeInt = 0
+    """Posts without a prediction: in no cell of the matrix, and wrong."""
+    per_class: dict[str, LabelClassification] = Field(default_factory=dict)
+    """By label; empty in files of earlier versions, as are the following."""
+    intervals: dict[str, list[Share]] = Field(default_factory=dict)
+    """Score → [low, high], the 95% bootstrap interval over posts."""
+    ece: Share | None = None
+    """Expected calibration error; None without probabilities."""
+    calibration: list[CalibrationBin] = Field(default_factory=list)
+    """The bins that hold posts."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Classification:
         if any(row.keys() != self.confusion.keys() for row in self.confusion.values()):
             raise ValueError("rows and columns of the confusion matrix must be the same labels")
-        if sum(gold_counts(self.confusion).values()) != self.posts:
-            raise ValueError(f"the confusion matrix must add up to the number of posts, {self.posts}")
+        if sum(gold_counts(self.confusion).values()) + self.unparsed != self.posts:
+            raise ValueError(f"the confusion matrix and `unparsed` must add up to the number of posts, {self.posts}")
+        if self.per_class and self.per_class.keys() != self.confusion.keys():
+            raise ValueError("the confusion matrix and per_class must be the same labels")
+        if any(len(interval) != 2 for interval in self.intervals.values()):
+            raise ValueError("an interval is two numbers, low and high")
         return self
 
 

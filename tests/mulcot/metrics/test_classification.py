@@ -7,9 +7,11 @@ import sys
 from collections import Counter
 
 import pytest
+from sklearn.metrics import precision_recall_fscore_support
 
 from mulcot.metrics import ClassificationReport
 from mulcot.metrics.functional import classification_scores, majority_scores
+from mulcot.metrics.stage_files import Classification
 from mulcot.types import InputError
 
 LABELS = ("positive", "neutral", "negative")
@@ -90,6 +92,8 @@ def test_no_posts_have_no_scores():
     report = ClassificationReport(LABELS).compute()
     assert (report["accuracy"], report["weighted_f1"], report["macro_f1"], report["posts"]) == (None, None, None, 0)
     assert report["confusion"]["neutral"] == {"positive": 0, "neutral": 0, "negative": 0}
+    assert (report["ece"], report["calibration"], report["intervals"], report["unparsed"]) == (None, [], {}, 0)
+    assert Classification.model_validate_json(json.dumps(report)).per_class.keys() == set(LABELS)
 
 
 def test_an_unknown_label_is_named_and_nothing_is_added():
@@ -137,3 +141,78 @@ def test_importing_the_metrics_loads_nothing_slow():
     slow = {"torch", "torchmetrics", "sacrebleu", "rouge_score", "nltk", "evaluate", "datasets", "transformers"}
     assert "mulcot.metrics.reasoning" in modules
     assert not slow & set(modules)
+
+
+def by_class_of_scikit_learn(said: list[str | None], gold: list[str], labels: tuple[str, ...]) -> dict[str, dict]:
+    written = ["" if label is None else label for label in said]
+    table = precision_recall_fscore_support(gold, written, labels=list(labels), zero_division=0.0)
+    return {
+        label: {"precision": p, "recall": r, "f1": f, "posts": n, "predicted": written.count(label)}
+        for label, p, r, f, n in zip(labels, *(column.tolist() for column in table), strict=True)
+    }
+
+
+def unmeasured_is_zero(scores: dict) -> dict:
+    return {name: 0.0 if value is None else value for name, value in scores.items()}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_scores_by_label_are_scikit_learns_also_with_missing_predictions(seed):
+    rng = random.Random(seed)
+    gold, said = rng.choices(LABELS, (5, 3, 1), k=60), rng.choices((*LABELS, None), k=60)
+    report = computed(said, gold)
+    expected = by_class_of_scikit_learn(said, gold, LABELS)
+    for label in LABELS:
+        assert unmeasured_is_zero(report["per_class"][label]) == pytest.approx(expected[label], abs=1e-6)
+    assert report["macro_f1"] == pytest.approx(sum(scores["f1"] for scores in expected.values()) / 3, abs=1e-6)
+    weighted = sum(scores["f1"] * scores["posts"] for scores in expected.values()) / 60
+    assert report["weighted_f1"] == pytest.approx(weighted, abs=1e-6)
+    assert report["unparsed"] == said.count(None) > 0
+    assert report["posts"] == 60 == sum(sum(row.values()) for row in report["confusion"].values()) + report["unparsed"]
+    assert Classification.model_validate_json(json.dumps(report)).unparsed == report["unparsed"]
+
+
+def test_a_missing_prediction_is_wrong_and_kept_out_of_the_matrix():
+    report = computed(["positive", None, "neutral", None], ["positive", "positive", "neutral", "negative"])
+    assert report["accuracy"] == 0.5
+    assert report["per_class"]["positive"] == pytest.approx(
+        {"precision": 1.0, "recall": 0.5, "f1": 2 / 3, "posts": 2, "predicted": 1}, abs=1e-6
+    )
+    assert report["per_class"]["negative"] == {
+        "precision": None, "recall": 0.0, "f1": 0.0, "posts": 1, "predicted": 0
+    }  # fmt: skip
+    assert report["macro_f1"] == pytest.approx((2 / 3 + 1 + 0) / 3, abs=1e-6)
+    assert report["weighted_f1"] == pytest.approx((2 * 2 / 3 + 1 + 0) / 4, abs=1e-6)
+    assert report["confusion"]["negative"] == {"positive": 0, "neutral": 0, "negative": 0}
+    assert report["unparsed"] == 2
+
+
+def test_no_prediction_at_all_scores_nothing():
+    report = computed([None, None], ["positive", "neutral"])
+    assert (report["accuracy"], report["macro_f1"], report["weighted_f1"], report["unparsed"]) == (0.0, 0.0, 0.0, 2)
+    assert report["intervals"] == {name: [0.0, 0.0] for name in ("accuracy", "weighted_f1", "macro_f1")}
+
+
+def test_one_class_alone_is_scored_on_itself():
+    report = computed(["neutral"] * 3, ["neutral"] * 3)
+    assert (report["accuracy"], report["macro_f1"], report["weighted_f1"]) == (1.0, 1.0, 1.0)
+    assert report["per_class"]["positive"] == {
+        "precision": None, "recall": None, "f1": None, "posts": 0, "predicted": 0
+    }  # fmt: skip
+
+
+def test_calibration_comes_with_probabilities_and_leaves_out_posts_without():
+    report = ClassificationReport(LABELS)
+    report.update(["positive", "neutral"], ["positive", "positive"])
+    assert (report.compute()["ece"], report.compute()["calibration"]) == (None, [])
+    sure = {"positive": 0.9, "neutral": 0.05, "negative": 0.05}
+    report.update(["positive", "positive", None], ["positive", "neutral", "neutral"], [sure, sure, sure])
+    found = report.compute()
+    assert found["ece"] == pytest.approx(0.4)  # two posts at 0.9, one of them right
+    assert found["calibration"] == [
+        {"lower": 13 / 15, "upper": 14 / 15, "confidence": pytest.approx(0.9), "accuracy": 0.5, "posts": 2}
+    ]
+    assert found["posts"] == 5
+    with pytest.raises(InputError, match="prediction 0: the probability of 'negative' is None; it must be between 0"):
+        report.update(["negative"], ["negative"], [{"positive": 1.0}])
+    assert report.compute()["posts"] == 5
