@@ -7,14 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
+from mulcot.report.configs import read_config
 from mulcot.report.costs import costs_of
 from mulcot.report.pairs import mean_differences, paired_models
 from mulcot.report.provenance import read_chain_file
 from mulcot.report.run import Run, read_run
 from mulcot.report.systems import systems_of
-from mulcot.types import InputError
 
 _ABSENT: Final = "(absent)"
 
@@ -103,12 +101,8 @@ def _flat_configs(run: Run, stage: str) -> dict[str, str]:
     homes = {str(run.folder), *([named] if named else [])}
     flat: dict[str, str] = {}
     for path in sorted((run.folder / stage).glob("config-*.yaml")):
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"{path}: it cannot be read as YAML ({' '.join(str(error).split())})") from error
         verb = path.stem.removeprefix("config-")
-        for key, value in _flattened(content, verb):
+        for key, value in _flattened(read_config(path), verb):
             flat[key] = _homeless(value, homes)
     return flat
 

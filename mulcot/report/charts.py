@@ -9,7 +9,7 @@ from typing import Final
 
 STYLES: Final = 6
 """Line styles that the page's stylesheet tells apart, by colour and by dashes."""
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 18, 10, 40
 """The margins of a chart; what is between them is the plane."""
 
 
@@ -93,7 +93,7 @@ def line_chart(
     Args:
         title: what the chart shows.
         series: the curves; at least one point in all. Points that are not finite are left out.
-        x_label: what x is.
+        x_label: what x is; it counts something, so its marks are whole numbers.
         y_label: what y is.
         y_range: the ends of the y axis; None takes round numbers around the values.
         dots: marks every point.
@@ -105,7 +105,7 @@ def line_chart(
     points = [point for one in finite for point in one.points]
     if not points:
         raise ValueError(f"the chart {title!r} has no point")
-    x_values = ticks(min(x for x, _ in points), max(x for x, _ in points), 5)
+    x_values = ticks(min(x for x, _ in points), max(x for x, _ in points), 5, whole=True)
     y_values = ticks(*(y_range or (min(y for _, y in points), max(y for _, y in points))), 5)
     x_ends = (min(x_values[0], *(x for x, _ in points)), max(x_values[-1], *(x for x, _ in points)))
     ends = [f"{one.name} from {one.points[0][1]:.3g} to {one.points[-1][1]:.3g}" for one in finite if one.points]
@@ -126,13 +126,21 @@ def reliability_chart(title: str, series: Sequence[Series]) -> Chart:
                   (values, values), f"{title}. {'; '.join(told)}.", True, diagonal=True)  # fmt: skip
 
 
-def ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers, evenly spaced, of which the first is at most `low` and the last at least `high`."""
+def ticks(low: float, high: float, about: int, *, whole: bool = False) -> list[float]:
+    """Round numbers, evenly spaced, of which the first is at most `low` and the last at least `high`.
+
+    Args:
+        low: the lowest value.
+        high: the highest.
+        about: how many steps there should be; half as many and twice as many may be.
+        whole: whether they are to be whole numbers.
+    """
     if high <= low:
         low, high = low - 0.5 * (abs(low) or 1.0), high + 0.5 * (abs(high) or 1.0)
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    step = float(math.ceil(step)) if whole else step
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(index * step, 12) for index in range(first, last + 1)]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mulcot.report.score_tables import heading
 from mulcot.report.systems import COLUMNS
 from mulcot.report.tables import DASH, Cell, PageTable, count_cell, duration, spread_cell
 
@@ -27,7 +26,9 @@ def against_comparison_table(result: Mapping[str, Any]) -> PageTable:
             seeds = len(system["runs"])
             cells = [spread_cell(system["scores"][column], seeds) for column in columns]
             rows.append([title, Cell(f"{seeds}", f"{system['posts']:,} posts", seeds), *cells])
-    return PageTable("Test split: systems of both runs", ("system", "seeds", *map(heading, columns)), rows)
+    return PageTable(
+        "Test split: systems of both runs", ("system", "seeds", *(COLUMNS[column] for column in columns)), rows
+    )
 
 
 def settings_table(result: Mapping[str, Any], numbers: str) -> PageTable:

@@ -9,6 +9,7 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mulcot.report.comparison_tables import against_comparison_table, run_cost_table, settings_table
+from mulcot.report.configs import FIT_CONFIG
 from mulcot.report.examples import RULES, Example, examples, shown_model
 from mulcot.report.pictures import PostPictures
 from mulcot.report.plots import calibration_charts, loss_charts, stage_scalars, validation_chart
@@ -78,7 +79,7 @@ def run_page(run: Run, result: Mapping[str, Any], published: Sequence[PublishedR
         differences=_differences(result),
         published=published_for(run, published),
         published_table=published_table,
-        losses=loss_charts(scalars),
+        losses=loss_charts(run.folder, scalars),
         validation=validation_chart(scalars),
         confusions=[confusion_table(system) for system in trained if system["kind"] != "majority"],
         calibrations=calibration_charts(run),
@@ -129,7 +130,7 @@ def _examples(run: Run, named: str | None) -> list[ExampleGroup]:
     model = shown_model(run)
     if model is None:
         return []
-    pictures = PostPictures(run.folder, named, model.folder / "config-fit.yaml")
+    pictures = PostPictures(run.folder, named, model.folder / FIT_CONFIG)
     return [ExampleGroup(*RULES[name], found) for name, found in examples(run, model, pictures).items()]
 
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import yaml
 from PIL import Image
 
 from mulcot.images import load_image
 from mulcot.predictions import Prediction
+from mulcot.report.configs import read_config
 from mulcot.types import InputError, StoredPicture
 
 SIDE: Final = 224
@@ -104,12 +104,8 @@ class PostPictures:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(Reader, "posts")
         try:
-            posts = _posts_of(yaml.safe_load(self._config.read_text(encoding="utf-8")))
+            posts = read_config(self._config)["data"]["init_args"]["posts"]
             reader: Reader = parser.instantiate_classes(parser.parse_object({"posts": posts})).posts
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, ArgumentError, TypeError, ValueError, KeyError) as error:
+        except (ArgumentError, TypeError, ValueError, KeyError) as error:
             raise InputError(f"{self._config}: its reader cannot be opened ({' '.join(str(error).split())})") from error
         return {post.id: post.image for post in reader.read("test", RowLog(on_bad_row="skip"))}
-
-
-def _posts_of(config: Any) -> Any:
-    return config["data"]["init_args"]["posts"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from mulcot.metrics.stage_files import Trained
 from mulcot.report.charts import Chart, Series, line_chart, reliability_chart
+from mulcot.report.configs import FIT_CONFIG, read_config
 from mulcot.report.curves import FOLDER, Points, read_scalars, thinned
 from mulcot.report.run import Run, TestedModel
 from mulcot.report.score_tables import by_title
@@ -34,16 +36,21 @@ def stage_scalars(run: Run) -> tuple[dict[str, dict[str, Scalars]], list[str]]:
     return found, notes
 
 
-def loss_charts(scalars: Mapping[str, Mapping[str, Scalars]]) -> list[Chart]:
-    """For every system and task its losses, hard beside soft; each seed is a line."""
+def loss_charts(run_dir: Path, scalars: Mapping[str, Mapping[str, Scalars]]) -> list[Chart]:
+    """For every system and task its losses, hard beside soft; each seed is a line.
+
+    Raises:
+        InputError: the configuration of a stage is damaged.
+    """
     charts = []
     for title, stages in scalars.items():
+        called = _loss_names(run_dir / next(iter(stages)) / FIT_CONFIG)
         for task in TASKS:
             prefix = f"loss/{task}/"
             names = dict.fromkeys(tag for tags in stages.values() for tag in tags if tag.startswith(prefix))
             losses = [name for name in names if name != f"{prefix}total"]
             series = [
-                Series(name.removeprefix(prefix), thinned(tags[name]), style)
+                Series(called.get(name.removeprefix(prefix), name.removeprefix(prefix)), thinned(tags[name]), style)
                 for style, name in enumerate(losses)
                 for tags in stages.values()
                 if name in tags
@@ -51,6 +58,16 @@ def loss_charts(scalars: Mapping[str, Mapping[str, Scalars]]) -> list[Chart]:
             if any(one.points for one in series):
                 charts.append(line_chart(f"{title}: {task}", series, "optimizer step", "nats per token"))
     return charts
+
+
+def _loss_names(config: Path) -> dict[str, str]:
+    """What the legend calls each loss of a configuration: its name and its class."""
+    losses = read_config(config).get("losses") or {}
+    return {
+        name: f"{name} ({str(loss['class_path']).rsplit('.', 1)[-1]})"
+        for name, loss in losses.items()
+        if isinstance(loss, Mapping) and "class_path" in loss
+    }
 
 
 def validation_chart(scalars: Mapping[str, Mapping[str, Scalars]]) -> Chart | None:

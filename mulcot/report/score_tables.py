@@ -25,11 +25,6 @@ NUMBERS: Final = "metrics.json"
 _MEASURES: Final = {"accuracy": "accuracy", "weighted_f1": "weighted F1", "macro_f1": "macro F1"}
 
 
-def heading(column: str) -> str:
-    """The heading of a measure, on one line."""
-    return COLUMNS[column].replace("\n", " ")
-
-
 def stage_table(result: Mapping[str, Any]) -> PageTable:
     """What each stage made, in what time."""
     rows = [
@@ -74,12 +69,14 @@ def comparison_table(systems: Sequence[Mapping[str, Any]]) -> PageTable:
                 [Cell(f"seed {run['seed']}", run["stage"], minor=True), *(_of_seed(run, column) for column in columns)]
                 for run in system["runs"]
             ]
-    return PageTable("Test split: systems", ("system", *map(heading, columns)), rows, f"{NUMBERS}: systems")
+    return PageTable(
+        "Test split: systems", ("system", *(COLUMNS[column] for column in columns)), rows, f"{NUMBERS}: systems"
+    )
 
 
 def _of_seed(run: Mapping[str, Any], column: str) -> Cell:
     part = "classification" if column in _MEASURES else "reasoning"
-    ends = (run.get("intervals") or {}).get(column)
+    ends = run["intervals"].get(column)
     return number_cell(run["scores"].get(column), interval(ends), f"{run['stage']}/metrics.json: test.{part}.{column}")
 
 

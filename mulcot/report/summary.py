@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mulcot.report.run import DISTILLED
-from mulcot.report.tables import duration, spread_cell
+from mulcot.report.tables import decimal, duration, spread_cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,8 @@ def headlines(result: Mapping[str, Any]) -> list[Headline]:
         if system["kind"] in ("assistant", "student") and system["scores"]["accuracy"]:
             cell = spread_cell(system["scores"]["accuracy"], len(system["runs"]))
             seeds = len(system["runs"])
-            found.append(Headline(system["system"], cell.text, cell.detail or f"accuracy, {seeds} seed"))
+            detail = f"accuracy {cell.detail}, {seeds} seeds" if cell.detail else "accuracy, 1 seed"
+            found.append(Headline(system["system"], cell.text, detail))
     done = len(result["stages"])
     detail = f"{duration(result['costs']['wall_seconds'])} in all" if result["costs"]["wall_seconds"] else ""
     missing = f", {len(result['not_run'])} not run" if result["not_run"] else ""
@@ -50,6 +51,6 @@ def verdict(result: Mapping[str, Any]) -> str | None:
     }.get((better, worse), f"its accuracy is higher beyond chance in {better} and lower in {worse}")
     return (
         f"{found['system'].capitalize()} against {found['baseline']}, the same posts, {len(known)} seed"
-        f"{'s' * (len(known) != 1)}: mean difference in accuracy {found['mean']['accuracy']['mean']:+.3f}; by the 95% "
+        f"{'s' * (len(known) != 1)}: mean difference in accuracy {decimal(found['mean']['accuracy']['mean'], sign=True)}; by the 95% "
         f"bootstrap intervals over posts {told}."
     )

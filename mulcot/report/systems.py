@@ -70,21 +70,23 @@ def _teachers(stages: Sequence[Stage]) -> list[dict[str, Any]]:
 
 def _trained(runs: Sequence[TestedModel]) -> list[dict[str, Any]]:
     systems = []
-    for title in dict.fromkeys(run.metrics.title for run in runs):
-        seeds = [run for run in runs if run.metrics.title == title]
+    for title in dict.fromkeys(run.title for run in runs):
+        seeds = [run for run in runs if run.title == title]
         labels = list(dict.fromkeys(label for run in seeds for label in run.test.confusion))
         confusion = {
             gold: {name: sum(run.test.confusion.get(gold, {}).get(name, 0) for run in seeds) for name in labels}
             for gold in labels
         }
-        values = [{"stage": run.stage, "seed": run.metrics.seed, "scores": _scores(run)} for run in seeds]
+        values = [
+            {"stage": run.stage, "seed": run.seed, "scores": _scores(run), "intervals": run.test.intervals}
+            for run in seeds
+        ]
         systems.append(_system(title, seeds[0].metrics.kind, seeds[0].test.posts, values, confusion))
     return systems
 
 
 def _scores(run: TestedModel) -> dict[str, float | None]:
-    reasoning = run.metrics.test.reasoning if run.metrics.test else None
-    values = run.test.model_dump() | (reasoning.model_dump() if reasoning else {})
+    values = run.test.model_dump() | (run.reasoning.model_dump() if run.reasoning else {})
     return {column: values.get(column) for column in COLUMNS}
 
 

@@ -43,11 +43,16 @@ class PageTable:
     """Whether all columns but the first are numbers, which stand on the right."""
 
 
+def decimal(value: float, digits: int = 3, sign: bool = False) -> str:
+    """A number with so many decimals, with a minus that is as wide as a plus; `sign` writes the plus too."""
+    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
 def number_cell(value: float | None, detail: str = "", source: str = "", digits: int = 3, sign: bool = False) -> Cell:
     """A number, or a dash where there is none."""
     if value is None:
         return Cell(DASH, detail)
-    return Cell(f"{value:{'+' if sign else ''}.{digits}f}", detail, value, source)
+    return Cell(decimal(value, digits, sign), detail, value, source)
 
 
 def count_cell(value: int | None, source: str = "") -> Cell:
@@ -69,7 +74,7 @@ def interval(ends: Sequence[float] | None, sign: bool = False) -> str:
     """The ends of an interval in brackets; empty where there is none."""
     if ends is None:
         return ""
-    return "[{}, {}]".format(*(f"{end:{'+' if sign else ''}.3f}" for end in ends))
+    return "[{}, {}]".format(*(decimal(end, sign=sign) for end in ends))
 
 
 def p_value(value: float) -> str:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from mulcot.report.run import DISTILLED
 from mulcot.report.systems import COLUMNS
-from mulcot.report.tables import DASH, duration, interval, p_value
+from mulcot.report.tables import DASH, decimal, duration, interval, p_value
 
 WIDTH: Final = 100
 """Columns that the comparison needs in one piece."""
@@ -73,7 +73,7 @@ def _differences(differences: Sequence[Mapping[str, Any]]) -> Table:
 def _change(found: Mapping[str, float] | None) -> Text:
     if found is None:
         return Text(DASH)
-    return Text(f"{found['difference']:+.3f}\n{interval((found['low'], found['high']), sign=True)}")
+    return Text(f"{decimal(found['difference'], sign=True)}\n{interval((found['low'], found['high']), sign=True)}")
 
 
 def _costs(runs: Sequence[Mapping[str, Any]]) -> Table:
