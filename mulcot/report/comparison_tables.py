@@ -26,9 +26,8 @@ def against_comparison_table(result: Mapping[str, Any]) -> PageTable:
             seeds = len(system["runs"])
             cells = [spread_cell(system["scores"][column], seeds) for column in columns]
             rows.append([title, Cell(f"{seeds}", f"{system['posts']:,} posts", seeds), *cells])
-    return PageTable(
-        "Test split: systems of both runs", ("system", "seeds", *(COLUMNS[column] for column in columns)), rows
-    )
+    headings = ("system", "seeds", *(COLUMNS[column] for column in columns))
+    return PageTable("Test split: systems of both runs", headings, rows)
 
 
 def settings_table(result: Mapping[str, Any], numbers: str) -> PageTable:

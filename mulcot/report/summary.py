@@ -49,8 +49,9 @@ def verdict(result: Mapping[str, Any]) -> str | None:
         (len(known), 0): "its accuracy is higher beyond chance",
         (0, len(known)): "its accuracy is lower beyond chance",
     }.get((better, worse), f"its accuracy is higher beyond chance in {better} and lower in {worse}")
+    mean = decimal(found["mean"]["accuracy"]["mean"], sign=True)
     return (
         f"{found['system'].capitalize()} against {found['baseline']}, the same posts, {len(known)} seed"
-        f"{'s' * (len(known) != 1)}: mean difference in accuracy {decimal(found['mean']['accuracy']['mean'], sign=True)}; by the 95% "
+        f"{'s' * (len(known) != 1)}: mean difference in accuracy {mean}; by the 95% "
         f"bootstrap intervals over posts {told}."
     )
