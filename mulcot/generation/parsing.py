@@ -54,6 +54,8 @@ class _Found:
     """The fields but the Prediction, by key."""
     predictions: list[str] = field(default_factory=list)
     """Every Prediction as it was written, in order."""
+    problems: dict[str, str] = field(default_factory=dict)
+    """Why a field that is there cannot be used, by key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,35 @@ def parse_prediction(reply: str, labels: Sequence[str]) -> str:
     return label
 
 
+def held_fields(reply: str, labels: Sequence[str]) -> frozenset[str]:
+    """The keys of the fields that a reply holds, also where it is no rationale as a whole.
+
+    A text field is held when something is written in it, and the same wherever it is repeated in JSON; the Prediction
+    when it names one label of the set.
+
+    Args:
+        reply: what the model wrote.
+        labels: the label set.
+    """
+    found = _read(reply)
+    held = {key for key, text in found.texts.items() if text}
+    try:
+        if found.predictions and _agreed(found.predictions, labels):
+            held.add(_PREDICTION)
+    except RationaleRefusedError:
+        pass  # several labels, or none: the Prediction says nothing
+    return frozenset(held - found.problems.keys())
+
+
 def _find(reply: str) -> _Found:
+    """What a reply holds; a field that is there and cannot be used refuses it."""
+    found = _read(reply)
+    for problem in found.problems.values():
+        raise RationaleRefusedError(problem)
+    return found
+
+
+def _read(reply: str) -> _Found:
     reply = _after_thought(reply)
     objects, outside = _objects(reply)
     marks = list(_marks(outside))
@@ -125,9 +155,14 @@ def _find(reply: str) -> _Found:
         return _cut(text, list(_marks(text)))
     # Without a whole one, nothing but objects was written (one for each field, say): they are read together.
     values = whole or {key: [value for found in objects for value in found.get(key, [])] for key in RATIONALE_KEYS}
-    texts = {key: _one_text(key, values[key]) for key in RATIONALE_KEYS if values[key] and key != _PREDICTION}
-    predictions = [_prediction_text(value) for found in objects for value in found.get(_PREDICTION, [])]
-    return _Found(texts, predictions + _cut(outside, marks).predictions)
+    read = _Found()
+    for key in RATIONALE_KEYS:
+        if values[key] and key != _PREDICTION:
+            _add_text(read, key, values[key])
+    for value in (value for found in objects for value in found.get(_PREDICTION, [])):
+        _add_prediction(read, value)
+    read.predictions += _cut(outside, marks).predictions
+    return read
 
 
 def _with_plain_line_ends(text: str) -> str:
@@ -185,21 +220,23 @@ def _key_of(name: str) -> str | None:
     return _KEY_BY_LETTERS.get(re.sub(r"[\W\d_]+", "", name).casefold())
 
 
-def _one_text(key: str, values: list[Any]) -> str:
-    """The text of a field; where JSON gives its key more than once, all must be the same."""
+def _add_text(found: _Found, key: str, values: list[Any]) -> None:
+    """Takes the text of a field; where JSON gives its key more than once, all must be the same."""
     if not all(isinstance(value, str) for value in values):
-        raise RationaleRefusedError(f"field {key} is not text")
-    if len(set(values)) > 1:
-        raise RationaleRefusedError(f"field {key} is given {len(values)} times, with different texts")
-    return _encodable(values[0].strip())
+        found.problems[key] = f"field {key} is not text"
+    elif len(set(values)) > 1:
+        found.problems[key] = f"field {key} is given {len(values)} times, with different texts"
+    else:
+        found.texts[key] = _encodable(values[0].strip())
 
 
-def _prediction_text(value: object) -> str:
+def _add_prediction(found: _Found, value: object) -> None:
     if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)  # the labels may be 1 ... 5
-    if not isinstance(value, str):
-        raise RationaleRefusedError("field Prediction is not text")
-    return _encodable(value.strip())
+        found.predictions.append(str(value))  # the labels may be 1 ... 5
+    elif isinstance(value, str):
+        found.predictions.append(_encodable(value.strip()))
+    else:
+        found.problems[_PREDICTION] = "field Prediction is not text"
 
 
 # --- Keys in free text

@@ -27,6 +27,7 @@ CHAIN_NAME: Final = "chain.json"
 _KINDS: Final = ("data", "teacher", "assistant", "augment", "soft_labels", "student")
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Cosine = Annotated[float, Field(ge=-1, le=1)]
 Confusion = Mapping[str, Mapping[str, int]]
 
 
@@ -96,6 +97,17 @@ class Classification(_Part):
         return self
 
 
+class SourceScores(_Part):
+    """The text scores over the references of one source."""
+
+    bleu: Share | None
+    rouge_l: Share | None
+    meteor: Share | None
+    sim: Cosine | None
+    agreement_with_gold: Share | None
+    posts: NonNegativeInt
+
+
 class Reasoning(_Part):
     """What `ReasoningReport` computed; a score over no posts is None."""
 
@@ -104,6 +116,19 @@ class Reasoning(_Part):
     parse_rate: Share | None
     agreement_with_gold: Share | None
     agreement_with_answer: Share | None
+    sentence_bleu: Share | None = None
+    """Of this and the following, earlier versions wrote some or none, and took a smoothed sentence BLEU."""
+    meteor: Share | None = None
+    sim: Cosine | None = None
+    distinct_1: Share | None = None
+    distinct_2: Share | None = None
+    mean_words: NonNegativeFloat | None = None
+    parse_rate_per_field: dict[str, Share | None] = Field(default_factory=dict)
+    """Key of a rationale → replies that hold it."""
+    by_source: dict[str, SourceScores] = Field(default_factory=dict)
+    """Scores by the source of the reference."""
+    unavailable: dict[str, str] = Field(default_factory=dict)
+    """Metric → why it is None."""
 
 
 class Scores(_Part):

@@ -14,7 +14,7 @@ from mulcot.metrics.functional.significance import (
     mcnemar,
     paired_differences,
 )
-from mulcot.metrics.functional.text import corpus_bleu, rouge_l, sentence_bleu
+from mulcot.metrics.functional.text import corpus_bleu, distinct, meteor, rouge_l, sentence_bleu, sim
 
 __all__ = [
     "Calibration",
@@ -27,9 +27,12 @@ __all__ = [
     "calibration",
     "classification_scores",
     "corpus_bleu",
+    "distinct",
     "majority_scores",
     "mcnemar",
+    "meteor",
     "paired_differences",
     "rouge_l",
     "sentence_bleu",
+    "sim",
 ]

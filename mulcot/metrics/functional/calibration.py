@@ -56,10 +56,12 @@ def calibration(confidences: Sequence[float], right: Sequence[bool], bins: int =
     edges = np.arange(bins + 1) / bins
     place = np.clip(np.searchsorted(edges, sure, side="left") - 1, 0, bins - 1)
     posts = np.bincount(place, minlength=bins)
-    sums = [np.bincount(place, weights=values, minlength=bins) for values in (sure, correct)]
+    mean_sure, mean_right = (
+        np.bincount(place, weights=values, minlength=bins) / np.maximum(posts, 1) for values in (sure, correct)
+    )
     found = [
-        CalibrationBin(float(edges[b]), float(edges[b + 1]), *(float(s[b] / posts[b]) for s in sums), int(posts[b]))
-        for b in np.flatnonzero(posts)
+        CalibrationBin(b / bins, (b + 1) / bins, float(mean_sure[b]), float(mean_right[b]), int(posts[b]))
+        for b in np.flatnonzero(posts).tolist()
     ]
     gaps = [bin_.posts * abs(bin_.accuracy - bin_.confidence) for bin_ in found]
     return Calibration(sum(gaps) / len(confidences), found)

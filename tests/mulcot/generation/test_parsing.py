@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mulcot.generation.parsing import RationaleRefusedError, parse_prediction, parse_rationale
+from mulcot.generation.parsing import RationaleRefusedError, held_fields, parse_prediction, parse_rationale
 from mulcot.types import DEFAULT_LABELS, RATIONALE_KEYS, Rationale, prediction_json
 
 REAL = Path(__file__).resolve().parents[3] / ".." / "shared" / "data" / "twitter15" / "val.json"
@@ -299,3 +299,26 @@ def test_replies_of_a_real_teacher() -> None:
                 assert key not in text
                 assert text.count('"') % 2 == 0, "the quotes around a field are not part of it"
                 assert name == "prediction" or len(text) > 30
+
+
+@pytest.mark.parametrize(
+    ("reply", "held"),
+    [
+        ("", ""),
+        ("positive", ""),
+        ("Text_analysis: it is glad\nPrediction: positive", "Text_analysis Prediction"),
+        ("Text_analysis:\nImage_analysis: a dog\nPrediction: mixed", "Image_analysis"),
+        ("Prediction: positive\nPrediction: negative", ""),
+        ('{"Text_analysis": 3, "Image_analysis": "a dog", "Prediction": ["positive"]}', "Image_analysis"),
+        ('{"Text_analysis": "a", "Text_analysis": "b", "Prediction": "positive"}', "Prediction"),
+        (WANTED.to_json(), " ".join(RATIONALE_KEYS)),
+    ],
+)
+def test_fields_count_that_a_reply_holds_even_where_it_is_refused(reply: str, held: str) -> None:
+    assert held_fields(reply, DEFAULT_LABELS) == set(held.split())
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason="the Twitter-2015 replies of a real teacher are not here")
+def test_fields_of_a_real_reply_that_is_refused() -> None:
+    [reply] = [row["cot"] for row in json.loads(REAL.read_text(encoding="utf-8")) if row["id"] == 5149]
+    assert held_fields(reply, DEFAULT_LABELS) == {"Text_analysis", "Final_conclusion", "Prediction"}

@@ -1,4 +1,4 @@
-"""BLEU and ROUGE-L against values by hand, sacrebleu called directly, and a ROUGE-L written out here."""
+"""Text scores by hand, by their definitions written out here, and against the libraries by another way to them."""
 
 import json
 import logging
@@ -8,10 +8,14 @@ from collections import Counter
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sacrebleu
+from nltk.translate import bleu_score
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-from mulcot.metrics.functional import corpus_bleu, rouge_l, sentence_bleu
+from mulcot.metrics.functional import corpus_bleu, distinct, rouge_l, sentence_bleu, sim
 
 VAL = Path(__file__).resolve().parents[3] / ".." / "shared" / "data" / "twitter15" / "val.json"
 
@@ -81,8 +85,23 @@ def test_bleu_of_a_corpus_counts_over_all_posts_and_is_no_mean():
 def test_bleu_is_sacrebleus(shifted):
     said, right = shifted
     assert corpus_bleu(said, right) == pytest.approx(sacrebleu.corpus_bleu(said, [right]).score / 100)
-    each = [sacrebleu.sentence_bleu(p, [r]).score / 100 for p, r in zip(said, right, strict=True)]
-    assert sentence_bleu(said, right) == pytest.approx(each)
+
+
+@pytest.mark.filterwarnings(r"ignore:\sThe hypothesis contains 0 counts:UserWarning")
+def test_bleu_of_real_rationales_is_nltks_on_the_same_tokens(shifted):
+    shifted = tuple(texts + [text[17:160] for text in texts] for texts in shifted)
+    said, right = ([Tokenizer13a()(text).split() for text in texts] for texts in shifted)
+    assert corpus_bleu(*shifted) == pytest.approx(bleu_score.corpus_bleu([[r] for r in right], said), abs=1e-6)
+    each = [bleu_score.sentence_bleu([r], p) for p, r in zip(said, right, strict=True)]
+    assert sentence_bleu(*shifted) == pytest.approx(each, abs=1e-6)
+    assert min(each) < 1e-6 < max(each)  # some of the short ones have no common quadruple
+
+
+def test_sentence_bleu_is_not_smoothed():
+    # All words and two of three pairs are right, but no triple is: a smoothed score would be far from 0.
+    assert sentence_bleu(["a b c d"], ["a b x c d"]) == [0.0]
+    assert sentence_bleu(["a b c"], ["a b c"]) == [0.0]
+    assert sentence_bleu(["a b c d e"], ["a b c d f"]) == [pytest.approx((4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25)]
 
 
 def test_bleu_of_real_rationales_by_definition(shifted):
@@ -97,6 +116,12 @@ def test_rouge_l_by_hand():
     assert rouge_l(["The cat sat on a mat."], ["the cat, on the mat"]) == [pytest.approx(2 * 4 / (6 + 5))]
 
 
+def test_rouge_l_of_real_rationales_is_rouge_scores(shifted):
+    scorer = RougeScorer(["rougeL"], use_stemmer=False)
+    each = [scorer.score(right, said)["rougeL"].fmeasure for said, right in zip(*shifted, strict=True)]
+    assert rouge_l(*shifted) == pytest.approx(each, abs=1e-9)
+
+
 def test_rouge_l_of_real_rationales_by_definition(shifted):
     said, right = ([text[:400] for text in texts] for texts in shifted)
     assert rouge_l(said, right) == pytest.approx(
@@ -104,7 +129,7 @@ def test_rouge_l_of_real_rationales_by_definition(shifted):
     )
 
 
-@pytest.mark.parametrize("text", ["a", "one two three", "The picture is bright; the text agrees with it, it seems."])
+@pytest.mark.parametrize("text", ["one two, three", "The picture is bright; the text agrees with it, it seems."])
 def test_a_text_against_itself_is_one(text):
     assert sentence_bleu([text], [text]) == [pytest.approx(1.0)]
     assert rouge_l([text], [text]) == [1.0]
@@ -142,3 +167,43 @@ def test_texts_that_look_tokenized_are_no_cause_for_a_warning(caplog):
 def test_texts_without_a_partner_are_refused(measure, said, right):
     with pytest.raises(ValueError, match=rf"{len(said)} predictions for {len(right)} references"):
         measure(said, right)
+
+
+def test_distinct_by_hand():
+    # "a b a b", "a b c": 7 words, 3 different; 5 pairs (ab ba ab, ab bc), 3 different.
+    assert distinct(["a b a b", "a b c"], 1) == pytest.approx(3 / 7)
+    assert distinct(["a b a b", "a b c"], 2) == pytest.approx(3 / 5)
+    assert distinct(["good.", "good!"], 1) == pytest.approx(3 / 4)  # punctuation is a token of its own
+    assert (distinct([], 1), distinct(["", " "], 1), distinct(["one"], 2)) == (0.0, 0.0, 0.0)
+
+
+def test_distinct_is_of_the_corpus_and_no_mean_over_texts():
+    assert distinct(["a b"] * 10, 1) == pytest.approx(2 / 20)
+
+
+def turned(texts: list[str]) -> np.ndarray:
+    """A unit vector for each text, turned by as many degrees as its length."""
+    angles = [math.radians(len(text)) for text in texts]
+    return np.array([[math.cos(angle), math.sin(angle)] for angle in angles], dtype=np.float32)
+
+
+def test_sim_is_the_cosine_of_the_embeddings():
+    said, right = ["x" * 10, "x" * 5, "x" * 190, "same"], ["x" * 70, "x" * 95, "x" * 10, "same"]
+    assert sim(said, right, turned) == pytest.approx([0.5, 0.0, -1.0, 1.0], abs=1e-6)
+
+
+def test_sim_embeds_a_text_once_in_batches_and_an_empty_one_never():
+    asked: list[list[str]] = []
+
+    def encoder(texts: list[str]) -> np.ndarray:
+        asked.append(list(texts))
+        return turned(texts)
+
+    said, right = [f"{n:04}" for n in range(1500)], ["aa"] * 1500
+    said[3], right[4] = "", " \n"
+    found = sim(said, right, encoder)
+    assert (found[3], found[4]) == (0.0, 0.0)
+    assert found[5] == pytest.approx(math.cos(math.radians(2)), abs=1e-6)
+    assert [len(texts) for texts in asked] == [1024, 477]  # 1,023 and 476 texts and "aa"
+    assert "" not in asked[0]
+    assert sim(["", " "], ["a", ""], encoder) == [0.0, 0.0]
