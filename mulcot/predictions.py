@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mulcot.files import write_atomic
 from mulcot.types import RATIONALE_KEYS, Answer, InputError, MissingInputError, Post, Rationale
 
+FIT_PREDICTIONS: Final = "predictions.jsonl"
+"""What a fit's best epoch answers to the test posts, beside its `metrics.json`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prediction:

@@ -33,7 +33,7 @@ from mulcot.models import (
     shared_refusal,
     trained_state,
 )
-from mulcot.predictions import Prediction, write_predictions
+from mulcot.predictions import FIT_PREDICTIONS, Prediction, write_predictions
 from mulcot.rows import Layout, MicroBatch, QuestionBatch, RowEncoder, RowForm
 from mulcot.types import DEFAULT_LABELS, TASKS, InputError, Task
 from stages.answering import Answering, gathered, one_by_one
@@ -42,8 +42,6 @@ from stages.optimizer import Optimizer, adamw, clip, clips_itself, with_schedule
 
 _LOG: Final = logging.getLogger(__name__)
 PredictKind = Literal["posts", "questions", "responses"]
-FIT_PREDICTIONS: Final = "predictions.jsonl"
-"""What a fit's best epoch answers to the test posts, beside its `metrics.json`."""
 TEST_PREDICTIONS: Final = "predictions-test.jsonl"
 """What the verb `test` gets, beside its `metrics-test.json`."""
 

@@ -1,0 +1,45 @@
+"""Text of posts and models as a page may show it: nothing in it is invisible, turns the page around or breaks it."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Any, Final
+
+LONGEST: Final = 4000
+"""Characters of one text that are shown."""
+_HIDDEN: Final = re.compile(
+    # Controls, marks that reorder text, blanks without width, halves of a character, and code points that are none.
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff"
+    "\U000e0000-\U000e007f\ud800-\udfff]"
+)
+
+
+def visible(text: str) -> str:
+    """The text with every invisible or reordering character as its code point, such as `[U+202E]`.
+
+    Zero-width joiners stay where they join: emoji and several scripts need them.
+    """
+    return _HIDDEN.sub(_named, text)
+
+
+def shortened(text: str, longest: int = LONGEST) -> str:
+    """The text, cut where it is longer than a reader will read, with how much was left out."""
+    if len(text) <= longest:
+        return text
+    return f"{text[:longest]} … ({len(text) - longest:,} more characters)"
+
+
+def finalize(value: Any) -> Any:
+    """What jinja2 does with every value before it escapes it: text becomes `visible`, markup of ours stays."""
+    return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
+def _named(match: re.Match[str]) -> str:
+    character = match.group()
+    text, start = match.string, match.start()
+    if character in "\u200c\u200d" and 0 < start < len(text) - 1:
+        around = (unicodedata.category(text[start - 1]), unicodedata.category(text[start + 1]))
+        if all(category[0] in "LMS" for category in around):
+            return character
+    return f"[U+{ord(character):04X}]"

@@ -1,0 +1,161 @@
+"""The report on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mulcot.report.run import BASELINE, DISTILLED
+from mulcot.report.systems import COLUMNS
+from mulcot.report.tables import DASH, decimal, duration, interval, p_value
+
+WIDTH: Final = 100
+"""Columns that the comparison needs in one piece."""
+_PAIRED: Final = "over the posts that both answered; 95% paired bootstrap intervals; right alone: it : the other"
+
+
+def render(result: Mapping[str, Any], console: Console) -> None:
+    """Prints what `collect` returned; a terminal of fewer than 100 columns gets the comparison in two parts."""
+    _print(console, "stages", _stage_table(result["stages"]))
+    if result["not_run"]:
+        console.print(Text(f"not run: {', '.join(result['not_run'])}"))
+    if result["systems"]:
+        names = list(COLUMNS)
+        for columns in [names] if console.width >= WIDTH else [names[:3], names[3:]]:
+            _print(console, "test split", _comparison(result["systems"], columns))
+        for line in _legend(result["systems"]):
+            console.print(Text(line, style="dim"))
+    if result["differences"]:
+        _print(console, f"paired differences from: {BASELINE}", _differences(result["differences"]))
+        console.print(Text(_PAIRED, style="dim"))
+    for system in result["systems"]:
+        if system["system"] == DISTILLED:
+            seeds = len(system["runs"])
+            over = f", summed over {seeds} seeds" if seeds > 1 else ""
+            _print(console, f"{DISTILLED}: posts by gold and predicted label{over}", _confusion(system))
+    for note in result["notes"]:
+        console.print(Text(f"note: {note}", style="yellow"))
+
+
+def render_comparison(result: Mapping[str, Any], console: Console) -> None:
+    """Prints what `compare` returned."""
+    first, second = (run["run_dir"] for run in result["runs"])
+    if result["differences"]:
+        _print(console, f"test split: {first} minus {second}", _differences(result["differences"]))
+        console.print(Text(_PAIRED, style="dim"))
+    if result["settings"]:
+        table = _table(("setting", "left"), (first, "left"), (second, "left"), ("stages", "left"))
+        for one in result["settings"]:
+            table.add_row(*map(Text, (one["setting"], one["first"], one["second"], ", ".join(one["stages"]))))
+        _print(console, "settings that differ", table)
+    _print(console, "costs", _costs(result["runs"]))
+    for note in (*result["notes"], *result["unpaired"]):
+        console.print(Text(f"note: {note}", style="yellow"))
+
+
+def _differences(differences: Sequence[Mapping[str, Any]]) -> Table:
+    names = ("accuracy", "macro_f1")  # a line holds no more; the page has all
+    headings = ((COLUMNS[name], "right") for name in names)
+    table = _table(("system", "left"), ("posts", "right"), *headings, ("right\nalone", "right"), ("p", "right"))
+    for found in differences:
+        for seed in found["seeds"]:
+            missing = seed["only_first"] + seed["only_second"] + seed["other_gold"]
+            posts = f"{seed['posts']:,}" + (f"\n{missing:,} left out" if missing else "")
+            cells = [_change(seed["differences"].get(name)) for name in names]
+            test = seed["mcnemar"]
+            alone = f"{test['only_second_right']:,} : {test['only_first_right']:,}" if test else DASH
+            p = p_value(test["p_value"]) if test else DASH
+            table.add_row(Text(f"{found['system']}\nseed {seed['seed']}"), posts, *cells, alone, p)
+    return table
+
+
+def _change(found: Mapping[str, float] | None) -> Text:
+    if found is None:
+        return Text(DASH)
+    return Text(f"{decimal(found['difference'], sign=True)}\n{interval((found['low'], found['high']), sign=True)}")
+
+
+def _costs(runs: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table(("run", "left"), *((name, "right") for name in ("wall time", "requests", "tokens", "money")))
+    for run in runs:
+        teacher = run["costs"]["teacher"] or {}
+        read, written, usd = (teacher.get(name) for name in ("prompt_tokens", "completion_tokens", "usd"))
+        tokens = DASH if read is None or written is None else f"{read + written:,}"
+        requests = f"{teacher['requests']:,}" if teacher else DASH
+        money = DASH if usd is None else f"${usd:,.4f}"
+        table.add_row(Text(run["run_dir"]), duration(run["costs"]["wall_seconds"]), requests, tokens, money)
+    return table
+
+
+def _stage_table(stages: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table(("stage", "left"), ("wall time", "right"), ("made", "left"))
+    for stage in stages:
+        table.add_row(Text(stage["stage"]), duration(stage["wall_seconds"]), Text(stage["made"]))
+    return table
+
+
+def _comparison(systems: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
+    table = _table(("system", "left"), *((COLUMNS[column], "right") for column in columns))
+    for system in systems:
+        seeds = len(system["runs"])
+        trained = system["kind"] in ("assistant", "student")
+        name = f"{system['system']}\n{seeds} seed{'s' * (seeds != 1)}" if trained else system["system"]
+        table.add_row(Text(name), *(_cell(system["scores"][column], seeds) for column in columns))
+    return table
+
+
+def _legend(systems: Sequence[Mapping[str, Any]]) -> list[str]:
+    kinds = {system["kind"]: system for system in systems}
+    lines = [f"{', '.join(f'{n:,}' for n in sorted({s['posts'] for s in systems}))} posts"]
+    if kinds.keys() & {"assistant", "student"}:
+        lines[0] += "; mean ± standard deviation over seeds"
+        lines.append("BLEU and ROUGE-L: against the teacher's rationale, over the posts that have one")
+        lines.append("agrees with: Prediction of the rationale; a reply that is no rationale agrees with nothing")
+    if "majority" in kinds:
+        lines.append(f"majority class: {kinds['majority']['label']!r}, the most frequent label of the training posts")
+    if "teacher" in kinds:
+        lines.append(
+            "teacher: accuracy of the labels that it gave by itself; parse rate: posts with an accepted rationale"
+        )
+    return lines
+
+
+def _confusion(system: Mapping[str, Any]) -> Table:
+    labels = list(system["confusion"])
+    table = _table(("gold ↓  predicted →", "left"), *((label, "right") for label in labels))
+    for gold in labels:
+        table.add_row(Text(gold), *(f"{system['confusion'][gold][name]:,}" for name in labels))
+    return table
+
+
+def _table(*columns: tuple[str, Any]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1), collapse_padding=True)
+    for heading, justify in columns:
+        table.add_column(Text(heading), justify=justify, overflow="fold")
+    return table
+
+
+def _print(console: Console, title: str, table: Table) -> None:
+    console.print()
+    console.print(Text(title, style="bold"))
+    console.print(table)
+
+
+def _cell(score: Mapping[str, Any] | None, seeds: int) -> str:
+    if score is None:
+        return DASH
+    lines = [_number(score["mean"])]
+    if score["sd"] is not None:
+        lines.append(f"± {score['sd']:.3f}")
+    if score["n"] != seeds:
+        lines.append(f"n = {score['n']}")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return DASH if value is None else f"{value:.3f}"
