@@ -168,7 +168,7 @@ def show(found: dict[str, Any]) -> None:
         label = {"wordnet": "loading WordNet", "whole": "both reports, without Sim"}.get(name, name)
         table.add_row(label, *(f"{s['processor_s']:.1f} s ({s['wall_s']:.1f} s)" for s in sides))
     memory = (f"{side['peak_mib'] - side['start_mib']:,.0f} MiB" for side in (few, many))
-    table.add_row("memory above texts and packages", *memory)
+    table.add_row("memory above the start", *memory)
     Console().print(table)
     # One thread does all of it: beside other work the clock says how long that took, the core what it needs.
     met = many["whole"]["processor_s"] < GOAL
