@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-lora demo-losses test test-slow test-all test-quantised test-floor lint type contracts check run tensorboard clean
+.PHONY: help install demo demo-lora demo-losses ablation test test-slow test-all test-quantised test-floor lint type contracts check run tensorboard clean
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -28,6 +28,9 @@ demo-lora: $(INSTALLED) ## after demo: its trained models as frozen bases under 
 demo-losses: $(INSTALLED) ## after demo: its student with other losses, three seeds each, and what they come to
 	$(BIN)/mulcot run --config demo_losses.yaml
 	$(BIN)/python -m benchmarks.held_out
+
+ablation: $(INSTALLED) ## after demo: its student with one part of the method left out at a time, three seeds each
+	$(BIN)/mulcot run --config demo_ablation.yaml
 
 test: $(INSTALLED) ## the default tests
 	$(BIN)/python -m pytest -n 2 --dist loadscope

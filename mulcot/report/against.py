@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from mulcot.report.configs import read_config
 from mulcot.report.costs import costs_of
-from mulcot.report.pairs import mean_differences, paired_models
+from mulcot.report.pairs import over_seeds, paired_models
 from mulcot.report.provenance import read_chain_file
 from mulcot.report.run import Run, read_run
 from mulcot.report.systems import systems_of
@@ -59,6 +59,7 @@ def _differences(first: Run, second: Run) -> tuple[list[dict[str, Any]], list[st
         if (title, seed) not in others
     ]
     seeds: dict[str, list[dict[str, Any]]] = {}
+    answers: dict[str, list[Any]] = {}
     for key, model in mine.items():
         other = theirs.get(key)
         if other is None:
@@ -69,7 +70,12 @@ def _differences(first: Run, second: Run) -> tuple[list[dict[str, Any]], list[st
         else:
             known = {"seed": model.seed, "stage": model.stage, "against_stage": other.stage}
             seeds.setdefault(model.title, []).append(known | pair)
-    found = [{"system": title, "seeds": some, "mean": mean_differences(some)} for title, some in seeds.items()]
+            answers.setdefault(model.title, []).append(
+                (second.predictions(other) or [], first.predictions(model) or [])
+            )
+    found = [
+        {"system": title, "seeds": some, "mean": over_seeds(some, answers[title])} for title, some in seeds.items()
+    ]
     return found, unpaired
 
 

@@ -11,8 +11,9 @@ from mulcot.metrics.stage_files import Trained, gold_counts
 from mulcot.predictions import FIT_PREDICTIONS
 from mulcot.report.costs import costs_of
 from mulcot.report.pairs import differences_from_baseline
-from mulcot.report.run import Run, read_run
+from mulcot.report.run import BASELINE, Run, read_run
 from mulcot.report.systems import systems_of
+from mulcot.types import InputError
 
 
 def collect(run_dir: Path) -> dict[str, Any]:
@@ -28,22 +29,32 @@ def collect(run_dir: Path) -> dict[str, Any]:
     return numbers_of(read_run(run_dir))
 
 
-def numbers_of(run: Run) -> dict[str, Any]:
+def numbers_of(run: Run, baseline: str | None = None) -> dict[str, Any]:
     """The same of a run that was read.
 
+    Args:
+        run: the run.
+        baseline: the title of the system that the others are compared with; without it the student that learnt from
+            labels alone, where there is one.
+
     Raises:
-        InputError: a file of the run is damaged.
+        InputError: a file of the run is damaged, or the run has no system of that title.
     """
+    titles = dict.fromkeys(model.title for model in run.tested)
+    if baseline is not None and baseline not in titles:
+        told = ", ".join(map(repr, titles)) or "none"
+        raise InputError(f"--baseline {baseline!r}: {run.folder} has no such tested system; it has {told}")
     costs, cost_notes = costs_of(run)
     return {
-        "command": f"mulcot report --run_dir {shlex.quote(str(run.folder))}",
+        "command": f"mulcot report --run_dir {shlex.quote(str(run.folder))}"
+        + (f" --baseline {shlex.quote(baseline)}" if baseline else ""),
         "stages": [
             {"stage": s.name, "kind": s.metrics.kind, "wall_seconds": s.wall_seconds, "made": s.metrics.made()}
             for s in run.stages
         ],
         "not_run": run.not_run(),
         "systems": systems_of(run),
-        "differences": differences_from_baseline(run),
+        "differences": differences_from_baseline(run, baseline or BASELINE),
         "costs": costs,
         "notes": [*_notes(run), *cost_notes],
     }

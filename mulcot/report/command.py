@@ -17,7 +17,7 @@ from mulcot.metrics.stage_files import METRICS_NAME
 from mulcot.report.against import compare
 from mulcot.report.collect import numbers_of
 from mulcot.report.published import PublishedRow, read_published
-from mulcot.report.run import read_run
+from mulcot.report.run import BASELINE, read_run
 from mulcot.report.terminal import WIDTH, render, render_comparison
 from mulcot.types import InputError
 
@@ -30,7 +30,11 @@ _PUBLISHED_HELP: Final = (
 
 
 def report(
-    run_dir: Path, out: Path | None = None, page: Path | None = None, published: Path | None = None
+    run_dir: Path,
+    out: Path | None = None,
+    page: Path | None = None,
+    published: Path | None = None,
+    baseline: str | None = None,
 ) -> dict[str, Any]:
     """Compares the systems of a run on the test split, prints the tables, writes their numbers and the page.
 
@@ -39,6 +43,7 @@ def report(
         out: where the numbers are written; without it `metrics.json` in the run's folder.
         page: where the page is written; without it `report.html` beside the numbers.
         published: a YAML file of published numbers, see `PublishedRow`.
+        baseline: the title of the system that the others are compared with, see `numbers_of`.
 
     Returns:
         What is written: `command`, `stages`, `not_run`, `systems` (mean, standard deviation and every seed's values,
@@ -53,7 +58,7 @@ def report(
 
     rows: list[PublishedRow] = [] if published is None else read_published(published)
     run = read_run(run_dir)
-    result = numbers_of(run)
+    result = numbers_of(run, baseline)
     target = out or run_dir / METRICS_NAME
     _write_numbers(target, result)
     page = page or target.parent / PAGE_NAME
@@ -117,12 +122,14 @@ def main_report(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help=f"where the numbers go, instead of RUN_DIR/{METRICS_NAME}")
     parser.add_argument("--page", type=Path, help=f"where the page goes, instead of {PAGE_NAME} beside the numbers")
     parser.add_argument("--published", type=Path, help=_PUBLISHED_HELP)
+    parser.add_argument("--baseline", help=f"the title of the system that others are compared with, not {BASELINE!r}")
     options = parser.parse_args(argv)
     if options.against is None:
-        report(options.run_dir, options.out, options.page, options.published)
+        report(options.run_dir, options.out, options.page, options.published, options.baseline)
         return 0
-    if options.published is not None:
-        raise InputError("--published stands beside one run's numbers, not beside a comparison: leave out --against")
+    for name in ("published", "baseline"):
+        if getattr(options, name) is not None:
+            raise InputError(f"--{name} is for one run's numbers, not for two runs: leave out --against")
     report_against(options.run_dir, options.against, options.out, options.page)
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from mulcot.metrics.stage_files import gold_counts
@@ -86,7 +87,7 @@ def difference_table(differences: Sequence[Mapping[str, Any]], caption: str, sou
     for found in differences:
         seeds = found["seeds"]
         if len(seeds) > 1:
-            means = [spread_cell(found["mean"].get(name), len(seeds), sign=True) for name in _MEASURES]
+            means = [_mean_cell(found["mean"].get(name), len(seeds)) for name in _MEASURES]
             rows.append([Cell(found["system"], f"mean of {len(seeds)} seeds"), Cell(""), *means, Cell(""), Cell("")])
         for seed in seeds:
             name = Cell(f"seed {seed['seed']}", minor=True) if len(seeds) > 1 else Cell(
@@ -95,6 +96,14 @@ def difference_table(differences: Sequence[Mapping[str, Any]], caption: str, sou
             rows.append([name, *_difference_cells(seed)])
     columns = ("system", "posts", *_MEASURES.values(), "right alone", "McNemar's p")
     return PageTable(caption, columns, rows, source)
+
+
+def _mean_cell(mean: Mapping[str, Any] | None, seeds: int) -> Cell:
+    """A mean difference with its standard deviation over seeds and its interval over posts."""
+    cell = spread_cell(mean, seeds, sign=True)
+    if mean is None or mean["low"] is None:
+        return cell
+    return replace(cell, detail=f"{cell.detail} {interval((mean['low'], mean['high']), sign=True)}".strip())
 
 
 def _difference_cells(seed: Mapping[str, Any]) -> Iterator[Cell]:

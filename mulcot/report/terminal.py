@@ -10,13 +10,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mulcot.report.run import BASELINE, DISTILLED
+from mulcot.report.run import DISTILLED
 from mulcot.report.systems import COLUMNS
 from mulcot.report.tables import DASH, decimal, duration, interval, p_value
 
 WIDTH: Final = 100
 """Columns that the comparison needs in one piece."""
-_PAIRED: Final = "over the posts that both answered; 95% paired bootstrap intervals; right alone: it : the other"
+_PAIRED: Final = (
+    "over the posts that both answered; in brackets the 95% paired bootstrap interval; right alone: it : the other; p: "
+    "McNemar's; of each seed in order"
+)
 
 
 def render(result: Mapping[str, Any], console: Console) -> None:
@@ -31,7 +34,8 @@ def render(result: Mapping[str, Any], console: Console) -> None:
         for line in _legend(result["systems"]):
             console.print(Text(line, style="dim"))
     if result["differences"]:
-        _print(console, f"paired differences from: {BASELINE}", _differences(result["differences"]))
+        baseline = result["differences"][0]["baseline"]
+        _print(console, f"paired differences from: {baseline}", _differences(result["differences"]))
         console.print(Text(_PAIRED, style="dim"))
     for system in result["systems"]:
         if system["system"] == DISTILLED:
@@ -59,25 +63,37 @@ def render_comparison(result: Mapping[str, Any], console: Console) -> None:
 
 
 def _differences(differences: Sequence[Mapping[str, Any]]) -> Table:
+    """A row for each system; the page has one for each seed, too."""
     names = ("accuracy", "macro_f1")  # a line holds no more; the page has all
     headings = ((COLUMNS[name], "right") for name in names)
     table = _table(("system", "left"), ("posts", "right"), *headings, ("right\nalone", "right"), ("p", "right"))
     for found in differences:
-        for seed in found["seeds"]:
-            missing = seed["only_first"] + seed["only_second"] + seed["other_gold"]
-            posts = f"{seed['posts']:,}" + (f"\n{missing:,} left out" if missing else "")
-            cells = [_change(seed["differences"].get(name)) for name in names]
-            test = seed["mcnemar"]
-            alone = f"{test['only_second_right']:,} : {test['only_first_right']:,}" if test else DASH
-            p = p_value(test["p_value"]) if test else DASH
-            table.add_row(Text(f"{found['system']}\nseed {seed['seed']}"), posts, *cells, alone, p)
+        seeds = found["seeds"]
+        known = {f"{seed['posts']:,}{_missing(seed)}": None for seed in seeds}
+        tests = [seed["mcnemar"] for seed in seeds if seed["mcnemar"]]
+        alone = [f"{test['only_second_right']:,} : {test['only_first_right']:,}" for test in tests]
+        table.add_row(
+            Text(f"{found['system']}\n{len(seeds)} seed{'s' * (len(seeds) != 1)}"),
+            "\n".join(known),
+            *(_change(found["mean"].get(name)) for name in names),
+            "\n".join(alone) or DASH,
+            "\n".join(p_value(test["p_value"]) for test in tests) or DASH,
+        )
     return table
 
 
+def _missing(seed: Mapping[str, Any]) -> str:
+    missing = seed["only_first"] + seed["only_second"] + seed["other_gold"]
+    return f", {missing:,} left out" if missing else ""
+
+
 def _change(found: Mapping[str, float] | None) -> Text:
+    """A mean difference, its standard deviation over seeds, its interval over posts."""
     if found is None:
         return Text(DASH)
-    return Text(f"{decimal(found['difference'], sign=True)}\n{interval((found['low'], found['high']), sign=True)}")
+    spread = f" ± {found['sd']:.3f}" if found["sd"] is not None else ""
+    ends = "" if found["low"] is None else f"\n{interval((found['low'], found['high']), sign=True)}"
+    return Text(f"{decimal(found['mean'], sign=True)}{spread}{ends}")
 
 
 def _costs(runs: Sequence[Mapping[str, Any]]) -> Table:

@@ -12,6 +12,7 @@ from mulcot.metrics.functional.significance import (
     McNemar,
     bootstrap_intervals,
     mcnemar,
+    mean_differences,
     paired_differences,
 )
 from mulcot.metrics.functional.text import corpus_bleu, distinct, meteor, rouge_l, sentence_bleu, sim
@@ -30,6 +31,7 @@ __all__ = [
     "distinct",
     "majority_scores",
     "mcnemar",
+    "mean_differences",
     "meteor",
     "paired_differences",
     "rouge_l",

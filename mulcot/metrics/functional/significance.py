@@ -95,9 +95,50 @@ def paired_differences(
     Raises:
         ValueError: see `bootstrap_intervals`.
     """
-    before, after = _resampled([first, second], targets, num_labels, resamples, seed)
-    was, now = (_point_scores(said, targets, num_labels) for said in (first, second))
-    return {name: Difference(now[name] - was[name], *_interval(after[name] - before[name], level)) for name in SCORES}
+    return mean_differences([first], [second], targets, num_labels, level=level, resamples=resamples, seed=seed)
+
+
+def mean_differences(
+    firsts: Sequence[Sequence[int | None]],
+    seconds: Sequence[Sequence[int | None]],
+    targets: Sequence[int],
+    num_labels: int,
+    *,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Difference]:
+    """As `paired_differences`, of two systems that were trained several times: the mean over the pairs.
+
+    Every resample holds the same posts for all models. The interval says how far the mean could be off by the choice of
+    posts; how far it could be off by the choice of seeds, their standard deviation says.
+
+    Args:
+        firsts: the first system's predictions, once for every seed.
+        seconds: the second system's, for the same seeds.
+        targets: see `bootstrap_intervals`.
+        num_labels: see `bootstrap_intervals`.
+        level: see `bootstrap_intervals`.
+        resamples: see `bootstrap_intervals`.
+        seed: see `bootstrap_intervals`.
+
+    Returns:
+        Score → mean of second minus first.
+
+    Raises:
+        ValueError: see `bootstrap_intervals`; or there is no pair, or not as many of one as of the other.
+    """
+    if not firsts or len(firsts) != len(seconds):
+        raise ValueError(f"{len(firsts)} first systems for {len(seconds)} second ones; one for each of at least one")
+    drawn = _resampled([*firsts, *seconds], targets, num_labels, resamples, seed)
+    points = [_point_scores(said, targets, num_labels) for said in (*firsts, *seconds)]
+    pairs = len(firsts)
+    found = {}
+    for name in SCORES:
+        point = sum(points[pairs + at][name] - points[at][name] for at in range(pairs)) / pairs
+        changes = np.mean([drawn[pairs + at][name] - drawn[at][name] for at in range(pairs)], axis=0)
+        found[name] = Difference(point, *_interval(changes, level))
+    return found
 
 
 def mcnemar(first: Sequence[int | None], second: Sequence[int | None], targets: Sequence[int]) -> McNemar:

@@ -9,7 +9,13 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, f1_score
 
-from mulcot.metrics.functional import bootstrap_intervals, classification_scores, mcnemar, paired_differences
+from mulcot.metrics.functional import (
+    bootstrap_intervals,
+    classification_scores,
+    mcnemar,
+    mean_differences,
+    paired_differences,
+)
 
 NAMES = ("accuracy", "weighted_f1", "macro_f1")
 
@@ -138,3 +144,19 @@ def test_what_cannot_be_scored_is_refused():
         mcnemar([], [], [])
     with pytest.raises(ValueError, match="1 predictions for 2 targets"):
         mcnemar([0, 1], [0], [0, 1])
+
+
+def test_the_mean_over_seeds_is_over_the_same_posts():
+    first, gold = drawn(9, 120, 0.5)
+    seconds = [[g if n % step == 0 else s for n, (s, g) in enumerate(zip(first, gold, strict=True))] for step in (4, 7)]
+    found = mean_differences([first, first], seconds, gold, 3, resamples=20_000)
+    tables = resampled_post_by_post([first, *seconds], gold, 1500)
+    for name in NAMES:
+        singles = [paired_differences(first, second, gold, 3)[name].difference for second in seconds]
+        assert found[name].difference == pytest.approx(sum(singles) / 2)
+        changes = [(one[name] + two[name]) / 2 - base[name] for base, one, two in zip(*tables, strict=True)]
+        assert found[name][1:] == pytest.approx(np.quantile(changes, [0.025, 0.975]), abs=0.015), name
+    one = mean_differences([first], [seconds[0]], gold, 3)
+    assert one == paired_differences(first, seconds[0], gold, 3)
+    with pytest.raises(ValueError, match="2 first systems for 1 second ones"):
+        mean_differences([first, first], [seconds[0]], gold, 3)

@@ -46,7 +46,9 @@ def test_the_same_posts_are_compared(two):
     # p6 and p7 are a's alone, p9 is b's alone: p = 2 * (1 + 3) / 8.
     assert seed["mcnemar"] == {"only_first_right": 1, "only_second_right": 2, "p_value": 1.0}
     assert result["unpaired"] == [f"student, another, seed 0: in {first.folder} alone"]
-    assert found["mean"]["accuracy"] == {"mean": pytest.approx(1 / 9), "sd": None, "n": 1}
+    mean, (seed,) = found["mean"]["accuracy"], found["seeds"]
+    one = seed["differences"]["accuracy"]
+    assert mean == {"mean": pytest.approx(1 / 9), "sd": None, "n": 1, "low": one["low"], "high": one["high"]}
 
 
 def test_swapped_runs_swap_the_sign(two):

@@ -4,11 +4,11 @@ import pytest
 
 from mulcot.predictions import Prediction, read_predictions
 from mulcot.report import collect
+from mulcot.report.collect import numbers_of
 from mulcot.report.pairs import paired
+from mulcot.report.run import read_run
 from mulcot.report.summary import verdict
 from mulcot.types import InputError
-
-LABELS = ("positive", "neutral", "negative")
 
 
 def test_posts_are_joined_by_their_ids(hand_run):
@@ -17,7 +17,7 @@ def test_posts_are_joined_by_their_ids(hand_run):
              post(3, "positive", "positive"), post(4, "positive", None)]  # fmt: skip
     second = [post(9, "positive", "positive"), post(4, "neutral", None), post(3, "negative", "neutral")]
     second += [post(2, "negative", "negative"), post(1, "positive", "neutral"), post(0, "positive", "positive")]
-    found = paired(first, second, LABELS)
+    found = paired(first, second)
     # Counted: p0 (both right), p1 (first alone), p2 (second alone). p3 has two gold labels, p4 none, p9 is in one.
     assert {name: found[name] for name in ("posts", "only_first", "only_second", "other_gold")} == {
         "posts": 3,
@@ -35,7 +35,7 @@ def test_second_minus_first_and_mcnemar_by_hand(hand_run):
     gold = ["positive", "negative"] * 10
     first = [hand_run.prediction(n, "positive", wanted) for n, wanted in enumerate(gold)]
     second = [hand_run.prediction(n, wanted if n < 16 else "positive", wanted) for n, wanted in enumerate(gold)]
-    found = paired(first, second, LABELS)
+    found = paired(first, second)
     # 10 of 20 right against 18 of 20; eight posts are the second's alone: p = 2 / 2**8.
     change = found["differences"]["accuracy"]
     assert change["difference"] == pytest.approx(0.4)
@@ -44,9 +44,7 @@ def test_second_minus_first_and_mcnemar_by_hand(hand_run):
 
 
 def test_no_post_in_common(hand_run):
-    found = paired(
-        [hand_run.prediction(0, "neutral", "neutral")], [hand_run.prediction(1, "neutral", "neutral")], LABELS
-    )
+    found = paired([hand_run.prediction(0, "neutral", "neutral")], [hand_run.prediction(1, "neutral", "neutral")])
     assert found == {
         "posts": 0,
         "only_first": 1,
@@ -73,7 +71,35 @@ def test_systems_are_compared_with_the_baseline_of_their_seed(hand_run):
         (1, "student-1", "alone-1"),
     ]
     assert [s["differences"]["accuracy"]["difference"] for s in found["seeds"]] == pytest.approx([0.2, -0.1])
-    assert found["mean"]["accuracy"] == {"mean": pytest.approx(0.05), "sd": pytest.approx(0.3 / 2**0.5), "n": 2}
+    mean = found["mean"]["accuracy"]
+    assert {name: mean[name] for name in ("mean", "sd", "n")} == {
+        "mean": pytest.approx(0.05),
+        "sd": pytest.approx(0.3 / 2**0.5),
+        "n": 2,
+    }
+    # Over posts: two of ten, +1 in one of two seeds (p6, p7), and one, -1 in the other (p8); the mean is of both seeds.
+    assert mean["low"] < 0.05 < mean["high"]
+
+
+def test_the_interval_of_a_mean_over_seeds_is_that_of_posts(hand_run):
+    for seed in (0, 1):
+        hand_run.model(f"alone-{seed}", "student, labels alone", seed, hand_run.gold)
+        hand_run.model(f"student-{seed}", "student, distilled", seed, hand_run.gold)
+    (found,) = collect(hand_run.folder)["differences"]
+    assert found["mean"]["accuracy"] == {"mean": 0.0, "sd": 0.0, "n": 2, "low": 0.0, "high": 0.0}
+
+
+def test_another_baseline_by_its_title(hand_run):
+    hand_run.model("alone", "student, labels alone", 0, hand_run.gold)
+    hand_run.model("student", "student, distilled", 0, ["neutral"] * 10)
+    result = numbers_of(read_run(hand_run.folder), "student, distilled")
+    (found,) = result["differences"]
+    assert (found["system"], found["baseline"]) == ("student, labels alone", "student, distilled")
+    share = hand_run.gold.count("neutral") / 10
+    assert found["mean"]["accuracy"]["mean"] == pytest.approx(1 - share)
+    assert result["command"].endswith("--baseline 'student, distilled'")
+    with pytest.raises(InputError, match=r"--baseline 'none': .* it has 'student, labels alone', 'student, distilled'"):
+        numbers_of(read_run(hand_run.folder), "none")
 
 
 def test_a_model_without_predictions_is_not_compared(hand_run):
