@@ -65,7 +65,7 @@ class HuggingFace(Reader):
         image_root: Path | None = None,
         aspect_in_text: bool = True,
         check_images: bool = True,
-        slices: Sequence[str] = (),
+        slices: Sequence[str] | None = None,
     ) -> None:
         """Check the arguments; nothing is read before a split is asked for."""
         self.path = str(path)
@@ -98,7 +98,7 @@ class HuggingFace(Reader):
         dataset, place = self._splits()[names[split]], self._place(names[split])
         columns = self._columns_of(dataset, place)
         label = dataset.features[columns["label"]] if "label" in columns else None
-        groups = {field: dataset.features[column] for field, column in self._columns.slices.items()}
+        groups = {field: dataset.features[columns[field]] for field in self._columns.slices if field in columns}
         reading = PostReading(self._columns, split, self.image_root or Path(), log)
 
         def post(row: Row, values: Values) -> Post:

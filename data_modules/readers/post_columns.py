@@ -14,6 +14,8 @@ from mulcot.types import InputError, Post, Split, StoredPicture
 FIELDS: Final = ("id", "text", "image", "aspect", "label")
 SLICE: Final = "slices."
 """What the name of a field begins with that holds a slice; the column's name follows."""
+CONFLICT: Final = "conflict"
+"""The column that is taken for a slice unasked: whether text and picture say different things."""
 PICTURE_SUFFIXES: Final = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """By which a file name looks like one of a picture."""
 _BETWEEN: Final = re.compile(r"[;|,\n]")
@@ -32,7 +34,7 @@ class PostColumns:
         defaults: The fields that the reader knows, and the column of each where the user names none.
         needed: The fields whose column must be there even so.
         named_by_picture: Whether a post without an id is called by its picture unless the user says where ids are.
-        slices: The columns that say which groups a post belongs to.
+        slices: The columns that say which groups a post belongs to; None for `CONFLICT` where there is such a column.
 
     Raises:
         InputError: An argument is wrong.
@@ -48,20 +50,21 @@ class PostColumns:
         defaults: Mapping[str, str],
         needed: Collection[str],
         named_by_picture: bool = False,
-        slices: Sequence[str] = (),
+        slices: Sequence[str] | None = None,
     ) -> None:
         """Check the arguments."""
         given = dict(columns or {})
         _check_fields(given, defaults)
-        _check_slices(slices)
-        self.slices = {SLICE + column: column for column in slices}
+        if slices is not None:
+            _check_slices(slices)
+        self.slices = {SLICE + column: column for column in ((CONFLICT,) if slices is None else slices)}
         """The fields of slices and their columns."""
         self.fields = (*FIELDS, *self.slices)
         """The fields that posts are made of."""
         named = {field: name for field, name in {**defaults, **given}.items() if name is not None}
         self.names = named | self.slices
         """The column of every field that is read."""
-        self.needed = ({*needed} | {*given} | {*self.slices}) & {*self.names}
+        self.needed = ({*needed} | {*given} | {*(self.slices if slices else ())}) & {*self.names}
         """The fields whose column must be there."""
         self.labels = tuple(labels)
         self.label_names = _label_names(label_names, self.labels) if label_names else None
@@ -177,7 +180,7 @@ def _group(row: Row, column: str, value: object) -> str:
     name = as_digits(value)
     if not isinstance(name, str):
         problem = f"{shown(str(value))} is no text, whole number or truth value"
-        raise row.error(column, problem, "write the name of the group, or take the column out of `slices`")
+        raise row.error(column, problem, "write the name of the group, or leave the column out (slices: [])")
     return filled(row, column, name).strip()
 
 

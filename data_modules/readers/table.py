@@ -38,7 +38,8 @@ class Table(Reader):
         aspect_in_text: Whether the text must hold the aspect; false where aspects are categories.
         check_images: Whether every picture must exist.
         slices: Columns that say which groups a post belongs to, for tables of results: texts, whole numbers, or true
-            and false, which become yes and no. No model sees them. An empty cell names no group.
+            and false, which become yes and no. No model sees them. An empty cell names no group. Columns that are
+            named must be there; null takes `conflict`, where there is one.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Table(Reader):
         delimiter: str | None = None,
         aspect_in_text: bool = True,
         check_images: bool = True,
-        slices: Sequence[str] = (),
+        slices: Sequence[str] | None = None,
     ) -> None:
         """Keep the arguments; a wrong one is an error when a split is asked for."""
         self.paths = {split: Path(path) for split, path in files.items()}
@@ -61,7 +62,7 @@ class Table(Reader):
         self.labels = tuple(labels)
         self._columns = (columns, labels, label_names, aspect_in_text, check_images)
         self._format = (encoding, delimiter)
-        self._slices = tuple(slices) if not isinstance(slices, str) else slices
+        self._slices = slices
 
     def entries(self, split: Split, log: RowLog) -> Entries:
         """See the base class.

@@ -84,8 +84,19 @@ def test_a_reader_carries_the_columns_that_it_is_told(folder: Path, make: Any) -
     assert [post.slices for post in make(folder).read("test")] == CARRIED
 
 
-def test_a_table_without_slices_reads_none(folder: Path) -> None:
-    assert {post.slices for post in table(folder).read("test")} == {()}
+def test_a_column_of_conflicts_is_taken_unasked(folder: Path) -> None:
+    taken = [(("conflict", "yes"),), (("conflict", "no"),), ()]
+    assert [post.slices for post in table(folder).read("test")] == taken
+    source = hugging_face(folder)
+    assert [post.slices for post in HuggingFace(source.path, image_root=folder).read("test")] == taken
+    jsonl(folder / "test.jsonl", [{key: row[key] for key in ("id", "text", "image", "source")} for row in rows()])
+    assert {post.slices for post in Table({"test": folder / "test.jsonl"}, folder).read("test")} == {()}
+
+
+@pytest.mark.parametrize("make", [table, lambda folder, **given: HuggingFace(hugging_face(folder).path, **given)])
+def test_no_slices_are_read_where_none_are_wanted(folder: Path, make: Any) -> None:
+    options = {} if make is table else {"image_root": folder}
+    assert {post.slices for post in make(folder, slices=[], **options).read("test")} == {()}
 
 
 def test_cells_of_csv_are_texts_and_an_empty_one_names_no_group(folder: Path) -> None:
@@ -105,7 +116,7 @@ def test_cells_of_csv_are_texts_and_an_empty_one_names_no_group(folder: Path) ->
     ("slices", "value", "said"),
     [
         (["mood"], "x", "there is no column 'mood', the columns are 'id', 'text', 'image', 'label'"),
-        (["label", "label"], "x", "slices: ('label', 'label') is no list of columns, each named once"),
+        (["label", "label"], "x", "slices: ['label', 'label'] is no list of columns, each named once"),
         ("conflict", "x", "slices: 'conflict' is no list of columns"),
         (["source"], 0.5, "test.jsonl, line 1, field 'source': '0.5' is no text, whole number or truth value"),
         (["source"], ["x"], "is no text, whole number or truth value"),
@@ -190,7 +201,7 @@ def test_a_conversion_carries_them(folder: Path, embed: bool) -> None:
 
 
 def test_a_conversion_without_any_has_posts_without_any(folder: Path) -> None:
-    assert [post.slices for post in converted(table(folder), folder / "out")] == [(), (), ()]
+    assert [post.slices for post in converted(table(folder, slices=[]), folder / "out")] == [(), (), ()]
 
 
 def test_a_conversion_of_before_there_were_slices_is_still_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,7 +144,10 @@ def test_a_conversion_gives_the_same_training_as_its_source(
             source if name == "source" else {"class_path": "Converted", "init_args": {"folder": f"{tmp_path}/{name}"}}
         )
         assert fit(embedded, tmp_path / "stages" / name, posts, *options) == 0
-        made[name] = (tmp_path / "stages" / name / "predictions.jsonl").read_text()
+        lines = (tmp_path / "stages" / name / "predictions.jsonl").read_text().splitlines()
+        made[name] = [
+            json.loads(line) | {"image": ""} for line in lines
+        ]  # a picture inside a table is named by its row
     assert made["plain"] == made["tokens"] == made["inside"] == made["source"]
     capsys.readouterr()
 
