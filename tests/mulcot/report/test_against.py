@@ -94,7 +94,9 @@ def test_the_verb_prints_and_writes_the_comparison(two, read_page, capsys):
     settings = page.table("Settings that differ")
     assert [cell.words for cell in settings[1]] == ["fit.trainer.max_epochs", "3", "5", "student"]
     systems = [[cell.words for cell in row] for row in page.table("Test split: systems of both runs")]
-    assert systems[2] == [f"student, distilled {first.folder}", "1 10 posts", "0.800", "0.797", "0.540"]
+    # All four positive, four of five neutral: F1 1, 0.8 and 0.
+    mine = [row for row in systems if row[0] == f"student, distilled {first.folder}"]
+    assert mine == [[f"student, distilled {first.folder}", "1 10 posts", "0.800", "0.800", "0.600"]]
     assert ["absent"] == [row[1] for row in systems if row[0] == str(second.folder)][-1:]
     assert f"student, another, seed 0: in {first.folder} alone" in page.text
     for element in page.everything():
