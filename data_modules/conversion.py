@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_modules.post_table import EMBEDDED_SCHEMA, IMAGE_BYTES, SCHEMA, write_arrow
+from data_modules.post_table import EMBEDDED_SCHEMA, IMAGE_BYTES, SCHEMA, SLICES, write_arrow
 from data_modules.readers.base import Entries, Reader
 from data_modules.readers.converted import (
     BUILDING,
@@ -310,6 +310,7 @@ def _table(plan: Plan, posts: Sequence[Post], sizes: dict[Any, tuple[int, int]])
         "label": [post.label for post in posts],
         "image_width": [sizes[post.image][0] for post in posts],
         "image_height": [sizes[post.image][1] for post in posts],
+        SLICES: [post.slices or None for post in posts],
     }
     if plan.image_root is not None:
         return pa.table(columns, schema=SCHEMA)

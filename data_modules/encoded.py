@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_modules.post_table import PostTable
+from data_modules.post_table import PostTable, unaltered
 from mulcot.images import upright_size
 from mulcot.rows import PlaceOf, RowEncoder, TextRow, common_length, load_error
 from mulcot.types import TASKS, InputError, Post, StoredPicture, Task
@@ -147,6 +147,7 @@ class EncodedPosts(Sequence[Post]):
 
 def _sizes(posts: Sequence[Post], place_of: PlaceOf | None) -> list[Size]:
     """Width and height of every post's upright picture; one that several posts share is looked at once."""
+    posts = unaltered(posts)  # a picture that is greyed keeps its size
     if isinstance(posts, PostTable):
         return posts.picture_sizes()
     known: dict[Path | StoredPicture, Size] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from lightning import LightningDataModule, Trainer
@@ -14,12 +14,14 @@ from data_modules.batching import Counts, StepSampler, token_batches
 from data_modules.collate import PostSet, QuestionSet, ResponseSet, TrainingPosts, TrainingSet
 from data_modules.encoded import EncodedPosts, Ragged, encoder_key
 from data_modules.packing import BatchLoader, PackedBatches
-from data_modules.post_table import has_aspects, ids_of, label_counts, label_numbers
+from data_modules.post_table import check_gold, has_aspects, ids_of, label_counts, label_numbers
 from data_modules.rationales import iterate_rationales, read_rationales
 from data_modules.readers import Converted, Reader
 from data_modules.readers.row_log import OnBadRow, RowLog
+from data_modules.row_user import RowUser
 from data_modules.source import PostSource, is_many, tell
-from mulcot.rows import Layout, RowCollator, RowEncoder, RowForm, TextRow
+from mulcot.ablations import Part
+from mulcot.rows import Layout, RowCollator, TextRow
 from mulcot.soft_labels import CachedView, SoftLabelCache, prompt_digest
 from mulcot.types import (
     SPLITS,
@@ -32,29 +34,7 @@ from mulcot.types import (
     Task,
 )
 
-PredictKind = Literal["posts", "questions", "responses"]
 Item = TypeVar("Item")
-
-
-class RowUser(Protocol):
-    """What the data module asks of the stage that it feeds."""
-
-    encoder: RowEncoder
-    """Encodes posts for the stage's model."""
-    pretrained: str
-    """The stage's model, for messages."""
-    tasks: Sequence[Task]
-    """The tasks that are trained or asked."""
-    predict_kind: PredictKind
-    """What `predict` wants: plain posts, prompts to answer, or the responses to be learnt."""
-    soft_label_fingerprint: dict[str, str] | None
-    """What a soft-label cache must have been built with; None when any will do."""
-    assistant_encoder: RowEncoder | None
-    """Encodes the same rows for an assistant beside the student; None where there is none, or it takes the same."""
-
-    def row_forms(self, layout: Layout, row_tokens: int | None) -> tuple[RowForm, RowForm]:
-        """In which form the stage's model and the assistant beside it take rows, when this one is wanted."""
-        ...
 
 
 class MultimodalDataModule(LightningDataModule):
@@ -85,6 +65,8 @@ class MultimodalDataModule(LightningDataModule):
             of the stage and says at the end how many there were. To find pictures that are broken it decodes all of
             them before the first step, unless the data were converted.
         other_prompts: takes rationales that answer other prompts than those of this version of mulcot.
+        leave_out: `image`, `text` or `aspect`: that part of every post is taken out, in training and evaluation alike
+            (see `without`). Tokens of a conversion are then not used, and soft labels must have been made so too.
         seed: decides the order of posts and the draw of rationales.
     """
 
@@ -109,6 +91,7 @@ class MultimodalDataModule(LightningDataModule):
         picture_cache_mb: int = 0,
         on_bad_row: OnBadRow = "error",
         other_prompts: bool = False,
+        leave_out: Part | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -133,10 +116,11 @@ class MultimodalDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.picture_cache_mb = picture_cache_mb
         self.other_prompts = other_prompts
+        self.leave_out = leave_out
         self.seed = seed
         self.log_of_rows = RowLog(on_bad_row, decode=on_bad_row == "skip")
         """What was left out so far."""
-        self.source = PostSource(posts, self.log_of_rows, limit)
+        self.source = PostSource(posts, self.log_of_rows, limit, leave_out)
         self._encoded: dict[tuple[Split, tuple[Task, ...]], EncodedPosts] = {}
         self._training: TrainingPosts | None = None
 
@@ -227,7 +211,7 @@ class MultimodalDataModule(LightningDataModule):
         if self._training is None:
             posts = self.posts("train")
             labels = self._user.encoder.labels
-            _check_gold(posts, labels)
+            check_gold(posts, labels)
             encoded = self._encode("train", self._user.tasks)
             self._training = TrainingPosts(encoded, label_numbers(posts, labels), *self._rationale_ids(posts))
         return self._training
@@ -266,7 +250,7 @@ class MultimodalDataModule(LightningDataModule):
         key = (split, tuple(tasks))
         if key not in self._encoded:
             posts, encoder = self.posts(split), self._user.encoder
-            folder = self.reader.tokens(split, encoder_key(encoder))
+            folder = None if self.leave_out else self.reader.tokens(split, encoder_key(encoder))
             if folder is not None:
                 self._encoded[key] = EncodedPosts.open(posts, encoder, folder, tasks)
             else:
@@ -290,10 +274,10 @@ class MultimodalDataModule(LightningDataModule):
     def _tell_of_tokens(self, split: Split, posts: int) -> None:
         """Says when tokens must be made at every start although a conversion could keep them."""
         if isinstance(self.reader, Converted) and self.reader.description.tokens:
-            tell(
-                f"{split}: the tokens in {self.reader.folder} are those of another model, label set (or order), "
-                "picture size or version of mulcot; the posts are tokenised again"
-            )
+            whose = "of another model, label set (or order), picture size or version of mulcot"
+            if self.leave_out:
+                whose = f"of posts with their {self.leave_out}"
+            tell(f"{split}: the tokens in {self.reader.folder} are those {whose}; the posts are tokenised again")
         elif is_many(posts):
             tell(
                 f"{split}: tokenising {posts} posts, at every start; `mulcot data convert --model "
@@ -309,10 +293,21 @@ class MultimodalDataModule(LightningDataModule):
 
     def _questions(self, split: Split, tasks: Sequence[Task]) -> DataLoader[Any]:
         references = self.references(split) if "reasoning" in tasks else {}
-        encoded = self._encode(split, tasks)
-        data = QuestionSet([], encoded, self._collator(split), tasks, references)
-        data.slices = self._mine(self._batches(*data.sizes()), empty=[])
-        return self._loader(data)
+        return self._asked(QuestionSet([], self._encode(split, tasks), self._collator(split), tasks, references))
+
+    def questions_about(self, posts: Sequence[Post], tasks: Sequence[Task]) -> DataLoader[Any]:
+        """Questions on posts that are given, such as altered ones of the test split.
+
+        Args:
+            posts: the posts; each rank gets its share of them, and a batch's `numbers` are their places here.
+            tasks: as for `QuestionSet`.
+        """
+        encoded = EncodedPosts.encode(posts, self._user.encoder, tasks)
+        return self._asked(QuestionSet([], encoded, self._collator("test"), tasks, {}))
+
+    def _asked(self, questions: QuestionSet) -> DataLoader[Any]:
+        questions.slices = self._mine(self._batches(*questions.sizes()), empty=[])
+        return self._loader(questions)
 
     def references(self, split: Split) -> dict[str, RationaleRecord]:
         """The first reference of every post of a split; files may hold those of validation and test posts together."""
@@ -380,17 +375,3 @@ class MultimodalDataModule(LightningDataModule):
     @property
     def _user(self) -> RowUser:
         return cast(RowUser, self._trainer.lightning_module)
-
-
-def _check_gold(posts: Sequence[Post], labels: Sequence[str]) -> None:
-    """Training needs a gold label of the stage's label set for every post."""
-    for label in label_counts(posts):
-        if label in labels:
-            continue
-        post = next(post for post in posts if post.label == label)
-        if label is None:
-            raise InputError(f"post {post.id} has no gold label: training needs one; give it a label or leave it out")
-        raise InputError(
-            f"post {post.id} has the label {label!r}, which is none of the stage's labels ({', '.join(labels)}): name "
-            "it in model.init_args.labels"
-        )

@@ -17,10 +17,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data_modules.readers.image_root import ImageRoot
+from mulcot.ablations import Part, without
 from mulcot.types import InputError, Post
 
 IMAGE: Final = "image"
 IMAGE_BYTES: Final = "image_bytes"
+SLICES: Final = "slices"
+"""Null where a post has none; older conversions lack the column."""
 SCHEMA: Final = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -30,6 +33,7 @@ SCHEMA: Final = pa.schema(
         pa.field("label", pa.string()),
         pa.field("image_width", pa.int32(), nullable=False),
         pa.field("image_height", pa.int32(), nullable=False),
+        pa.field(SLICES, pa.map_(pa.string(), pa.string())),
     ]
 )
 """A row of the common format. `image` is a path relative to the image root, or the picture's former name where its
@@ -77,6 +81,8 @@ class PostTable(Sequence[Post]):
         self._columns = {name: self._table.column(name) for name in ("id", "text", IMAGE, "aspect", "label")}
         self._root = ImageRoot(image_root)
         self._embedded = IMAGE_BYTES in self._table.column_names
+        if SLICES in self._table.column_names and self._table.column(SLICES).null_count < len(self._table):
+            self._columns[SLICES] = self._table.column(SLICES)
 
     def __len__(self) -> int:
         return self._table.num_rows
@@ -106,7 +112,10 @@ class PostTable(Sequence[Post]):
 
     def values(self, row: int) -> dict[str, Any]:
         """The fields of a post as they lie in the table."""
-        return {name: column[row].as_py() for name, column in self._columns.items()}
+        values = {name: column[row].as_py() for name, column in self._columns.items()}
+        if SLICES in values:
+            values[SLICES] = tuple(values[SLICES] or ())
+        return values
 
     def picture(self, row: int) -> TablePicture:
         """The picture of a post, of a table that holds its pictures."""
@@ -126,9 +135,49 @@ class PostTable(Sequence[Post]):
         return self._table.column(name)
 
 
+class AlteredPosts(Sequence[Post]):
+    """Posts with a part taken out when they are asked for.
+
+    Args:
+        posts: The whole posts.
+        part: See `without`.
+    """
+
+    def __init__(self, posts: Sequence[Post], part: Part) -> None:
+        """Nothing is altered yet."""
+        self.posts = posts
+        self.part: Part = part
+
+    def __len__(self) -> int:
+        return len(self.posts)
+
+    @overload
+    def __getitem__(self, index: int) -> Post: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Post]: ...
+
+    def __getitem__(self, index: int | slice) -> Post | Sequence[Post]:
+        if isinstance(index, slice):
+            return AlteredPosts(self.posts[index], self.part)
+        return without(self.posts[index], self.part)
+
+
+def unaltered(posts: Sequence[Post]) -> Sequence[Post]:
+    """The posts as they were read; altered ones have their ids, labels and sizes of pictures, and as many aspects."""
+    return posts.posts if isinstance(posts, AlteredPosts) else posts
+
+
+def table_of(posts: Sequence[Post]) -> PostTable | None:
+    """The table that the posts lie in; None where they are in none."""
+    whole = unaltered(posts)
+    return whole if isinstance(whole, PostTable) else None
+
+
 def ids_of(posts: Sequence[Post]) -> list[str]:
     """The posts' ids, in order."""
-    return posts.column("id").to_pylist() if isinstance(posts, PostTable) else [post.id for post in posts]
+    table = table_of(posts)
+    return table.column("id").to_pylist() if table else [post.id for post in posts]
 
 
 def label_numbers(posts: Sequence[Post], labels: Sequence[str]) -> NDArray[np.int64]:
@@ -137,8 +186,8 @@ def label_numbers(posts: Sequence[Post], labels: Sequence[str]) -> NDArray[np.in
     Raises:
         ValueError: A post has none of these labels.
     """
-    if isinstance(posts, PostTable):
-        numbers = pc.index_in(posts.column("label"), value_set=pa.array(labels, pa.string()))
+    if table := table_of(posts):
+        numbers = pc.index_in(table.column("label"), value_set=pa.array(labels, pa.string()))
         if numbers.null_count:
             raise ValueError(f"{numbers.null_count} posts have none of the labels {labels}")
         return numbers.to_numpy().astype(np.int64)
@@ -147,17 +196,35 @@ def label_numbers(posts: Sequence[Post], labels: Sequence[str]) -> NDArray[np.in
 
 def label_counts(posts: Sequence[Post]) -> Counter[str | None]:
     """How often each gold label stands; None counts the posts without one."""
-    if isinstance(posts, PostTable):
-        counted = pc.value_counts(posts.column("label")).to_pylist()
+    if table := table_of(posts):
+        counted = pc.value_counts(table.column("label")).to_pylist()
         return Counter({item["values"]: item["counts"] for item in counted})
     return Counter(post.label for post in posts)
 
 
 def has_aspects(posts: Sequence[Post]) -> bool:
     """Whether any post has an aspect."""
-    if isinstance(posts, PostTable):
-        return posts.column("aspect").null_count < len(posts)
+    if table := table_of(posts):
+        return table.column("aspect").null_count < len(table)
     return any(post.aspect is not None for post in posts)
+
+
+def check_gold(posts: Sequence[Post], labels: Sequence[str]) -> None:
+    """Training needs a gold label of the stage's label set for every post.
+
+    Raises:
+        InputError: A post has none of them; the message names it.
+    """
+    for label in label_counts(posts):
+        if label in labels:
+            continue
+        post = next(post for post in posts if post.label == label)
+        if label is None:
+            raise InputError(f"post {post.id} has no gold label: training needs one; give it a label or leave it out")
+        raise InputError(
+            f"post {post.id} has the label {label!r}, which is none of the stage's labels ({', '.join(labels)}): name "
+            "it in model.init_args.labels"
+        )
 
 
 def write_arrow(shards: Sequence[Path], path: Path, digest: str) -> None:

@@ -10,10 +10,11 @@ from typing import Any, Final, cast
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from data_modules.post_table import PostTable, ids_of
+from data_modules.post_table import AlteredPosts, PostTable, has_aspects, ids_of
 from data_modules.rationales import PostsById
 from data_modules.readers import Reader
 from data_modules.readers.row_log import RowLog, summarise
+from mulcot.ablations import Part
 from mulcot.rows import PlaceOf
 from mulcot.types import InputError, Post, Split
 
@@ -29,13 +30,15 @@ class PostSource:
         reader: Reads them.
         log: Where wrong rows go.
         limit: Only the first so many posts of each split; None for all.
+        leave_out: What is taken out of every post; None for nothing.
     """
 
-    def __init__(self, reader: Reader, log: RowLog, limit: int | None) -> None:
+    def __init__(self, reader: Reader, log: RowLog, limit: int | None, leave_out: Part | None = None) -> None:
         """Nothing is read before a split is asked for."""
         self.reader = reader
         self.log = log
         self.limit = limit
+        self.leave_out = leave_out
         self._whole: dict[Split, Sequence[Post]] = {}
         self._posts: dict[Split, Sequence[Post]] = {}
 
@@ -43,11 +46,14 @@ class PostSource:
         """The posts of a split, the first so many of them where there is a limit.
 
         Raises:
-            InputError: The source is wrong, or no post of it is right.
+            InputError: The source is wrong, or no post of it is right; or aspects are left out and there are none.
         """
         if split not in self._posts:
-            whole = self._read(split)
-            self._posts[split] = whole if self.limit is None else _first(whole, self.limit)
+            posts = self._read(split)
+            posts = posts if self.limit is None else _first(posts, self.limit)
+            if self.leave_out == "aspect" and not has_aspects(posts):
+                raise InputError(f"data.init_args.leave_out is aspect, and no post of {split} has one; leave it null")
+            self._posts[split] = posts if self.leave_out is None else AlteredPosts(posts, self.leave_out)
         return self._posts[split]
 
     def by_id(self, *splits: Split) -> Mapping[str, Post]:

@@ -36,6 +36,8 @@ MARKER: Final = "demo_posts.json"
 """The file in a written folder that says what made it, and by which bytes to know that it is unchanged."""
 
 _VERSION: Final = 1
+_FORMAT: Final = 2
+"""Of the written files; it changes without the posts themselves."""
 _SLOW: Final = 400
 """From this many pictures on (about half a second) a progress bar is shown."""
 
@@ -151,6 +153,11 @@ class DemoPost:
         return next(clause for clause in self.clauses if clause.aspect == self.aspect)
 
     @property
+    def is_conflict(self) -> bool:
+        """Whether the clause about the aspect, by itself, says another sentiment than the picture does."""
+        return self.clause.tone != _MOOD_TONE[self.scene.mood]
+
+    @property
     def other(self) -> Clause | None:
         """The clause about the other aspect; None where there is none."""
         return next((clause for clause in self.clauses if clause.aspect != self.aspect), None)
@@ -198,9 +205,9 @@ def draw(demo_post: DemoPost) -> Image.Image:
 def write_demo_posts(out: Path, train: int = 1000, val: int = 150, test: int = 300, seed: int = 0) -> None:
     """Writes the embedded data set as a folder in the common format.
 
-    `images/` holds the pictures, `{train,val,test}.jsonl` the rows (id, text, aspect, label, image), `facts.jsonl`
-    how each row was made (for the oracle teacher alone). The folder appears whole or not at all. A folder that an
-    earlier call wrote is left as it is when the arguments are equal, and replaced when they are not.
+    `images/` holds the pictures, `{train,val,test}.jsonl` the rows (id, text, aspect, label, image, conflict: yes or
+    no), `facts.jsonl` how each row was made (for the oracle teacher alone). The folder appears whole or not at all. A
+    folder that an earlier call wrote is left as it is when the arguments are equal, and replaced when they are not.
 
     Args:
         out: The folder to make; its parents are made too.
@@ -217,7 +224,7 @@ def write_demo_posts(out: Path, train: int = 1000, val: int = 150, test: int = 3
         if size < 1:
             raise InputError(f"demo posts: {split} is {size}, it must be at least 1")
     out = Path(os.path.realpath(out))  # a link stays a link: the folder that it names is the one that is renamed
-    arguments = {"version": _VERSION, "train": train, "val": val, "test": test, "seed": seed}
+    arguments = {"version": _VERSION, "format": _FORMAT, "train": train, "val": val, "test": test, "seed": seed}
     if _written_with(out) == arguments:
         return
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -334,7 +341,8 @@ def _write_files(folder: Path, splits: Mapping[Split, Sequence[DemoPost]]) -> No
 
 
 def _row(post: DemoPost) -> dict[str, str]:
-    return {"id": post.post_id, "text": post.text, "aspect": post.aspect, "label": post.label, "image": post.image}
+    row = {"id": post.post_id, "text": post.text, "aspect": post.aspect, "label": post.label, "image": post.image}
+    return row | {"conflict": "yes" if post.is_conflict else "no"}
 
 
 def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

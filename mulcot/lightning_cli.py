@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 from data_modules import readers as _readers  # noqa: F401 (registers the readers' short class names)
 from data_modules.multimodal import MultimodalDataModule
 from mulcot import teachers as _teachers  # noqa: F401 (registers the teachers' short class names)
-from mulcot.callbacks import BestEpoch, DistillationLoss, HeldOutLosses, Inspection, ProgressFile, RandomStates
+from mulcot.callbacks import BestEpoch, DistillationLoss, HeldOutLosses, Inspection, Probing, ProgressFile, RandomStates
 from mulcot.checkpoints import DurableCheckpointIO, read_checkpoint
 from mulcot.config_errors import check_unicode, explain_config_error
 from mulcot.config_overlays import NamedConfigFile, with_nulls_kept, with_values_replaced
@@ -127,6 +127,7 @@ class MulcotCLI(LightningCLI):
         )
         parser.add_lightning_class_args(HeldOutLosses, "held_out")
         parser.add_lightning_class_args(Inspection, "inspection")
+        parser.add_lightning_class_args(Probing, "probes")
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
     # -- instantiation ----------------------------------------------------------------------------------------------
@@ -196,6 +197,9 @@ class MulcotCLI(LightningCLI):
                 watching = self._get(self.config_init, name)
                 if watching.enabled:
                     callbacks.append(watching)
+        probes = self._get(self.config_init, "probes")
+        if self.subcommand in ("fit", "test") and probes.enabled:
+            callbacks.append(probes)
         plugins = config.get("plugins") or []
         config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), DurableCheckpointIO()]
         return self._instantiate_trainer({**config, **kwargs}, callbacks)

@@ -37,7 +37,7 @@ class Prediction:
     @classmethod
     def of(cls, post: Post, answer: Answer) -> Prediction:
         """What was answered to a post."""
-        return cls(answer, post.label, post.text, post.aspect, str(post.image))
+        return cls(answer, post.label, post.text, post.aspect, str(post.image), dict(post.slices))
 
     def to_json(self) -> str:
         """One line of a prediction file, the rationale's five keys spelt as a model writes them."""

@@ -60,6 +60,9 @@ class Post:
     """The target of the sentiment (MASC); None when the whole post is judged (MSC)."""
     label: str | None = None
     """The gold label, one of the data set's labels; None when it is not known."""
+    slices: tuple[tuple[str, str], ...] = ()
+    """Groups that the post belongs to, each as what it is a group of and which one (`("conflict", "yes")`). Results
+    are told by them; no model sees them."""
 
     @property
     def setting(self) -> Setting:

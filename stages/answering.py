@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
+from mulcot.callbacks import Judged
 from mulcot.generation import (
     RationaleRefusedError,
     Replies,
@@ -85,6 +87,24 @@ def answer_questions(model: nn.Module, batch: QuestionBatch, encoder: RowEncoder
     answering = Answering(model, encoder, max_new_tokens)
     [(_, answers)] = answering.add(batch) + answering.finish()
     return answers
+
+
+def one_by_one(answered: Sequence[Answered]) -> list[Judged]:
+    """The answers one by one, with the posts that they are to."""
+    return [
+        (number, answer, post, reference)
+        for batch, answers in answered
+        for number, answer, post, reference in zip(batch.numbers, answers, batch.posts, batch.references, strict=True)
+    ]
+
+
+def gathered(mine: list[Judged], world_size: int) -> list[Judged]:
+    """The answers of all ranks, in the order of the posts."""
+    ranks = [mine]
+    if world_size > 1:
+        ranks = [[] for _ in range(world_size)]
+        torch.distributed.all_gather_object(ranks, mine)
+    return sorted((each for rank in ranks for each in rank), key=lambda each: each[0])
 
 
 def _make_answer(post_id: str, probabilities: dict[str, float], reply: str, labels: Sequence[str]) -> Answer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -36,8 +36,8 @@ from mulcot.models import (
 from mulcot.predictions import FIT_PREDICTIONS, Prediction, write_predictions
 from mulcot.rows import Layout, MicroBatch, QuestionBatch, RowEncoder, RowForm
 from mulcot.types import DEFAULT_LABELS, TASKS, InputError, Task
-from stages.answering import Answering
-from stages.objective import Objective, StepLosses
+from stages.answering import Answering, gathered, one_by_one
+from stages.objective import Objective, StepLosses, checked_weights
 from stages.optimizer import Optimizer, adamw, clip, clips_itself, with_schedule
 
 _LOG: Final = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class ModelStage(LightningModule):
         self.stage_dir = Path(stage_dir)
         self.title = title
         self.labels = tuple(labels)
-        self.task_weights = _checked_weights(task_weights)
+        self.task_weights = checked_weights(task_weights)
         self.lora = lora
         self.freeze_vision = freeze_vision
         self.dtype_name = dtype
@@ -331,8 +331,18 @@ class ModelStage(LightningModule):
         if last:
             answered += self._answering.finish()
             self._answering = None
-        for asked, answers in answered:
-            self._judged.extend(zip(asked.numbers, answers, asked.posts, asked.references, strict=True))
+        self._judged.extend(one_by_one(answered))
+
+    def ask(self, batches: Iterable[QuestionBatch]) -> list[Judged]:
+        """The answers of all ranks to further questions, in the order of the posts that they are about.
+
+        Args:
+            batches: this rank's share; the model is in eval mode.
+        """
+        assert self.model is not None
+        answering = Answering(self.model, self.encoder, self.max_new_tokens)
+        answered = [done for batch in batches if batch.posts for done in answering.add(batch.to(self.device))]
+        return gathered(one_by_one([*answered, *answering.finish()]), self.trainer.world_size)
 
     def on_validation_epoch_end(self) -> None:
         """Logs accuracy and F1; `val/selection` orders epochs by accuracy, then by F1."""
@@ -374,21 +384,10 @@ class ModelStage(LightningModule):
     def _gather(self) -> list[Judged]:
         """This epoch's answers of all ranks, in the order of the posts."""
         mine, self._judged = self._judged, []
-        ranks: list[list[Judged]] = [mine]
-        if self.trainer.world_size > 1:
-            ranks = [[] for _ in range(self.trainer.world_size)]
-            torch.distributed.all_gather_object(ranks, mine)
-        self.judged = sorted((judged for rank in ranks for judged in rank), key=lambda judged: judged[0])
+        self.judged = gathered(mine, self.trainer.world_size)
         return self.judged
 
     def export(self, folder: Path) -> None:
         """Writes the model as an ordinary Hugging Face folder."""
         assert self.model is not None
         save_model(self.model, self.encoder.processor, RowSettings(self.labels, self.image_size, self.pad_end), folder)
-
-
-def _checked_weights(given: dict[Task, float] | None) -> dict[Task, float]:
-    weights: dict[Task, float] = dict.fromkeys(TASKS, 1.0) | (given or {})
-    if min(weights.values()) < 0 or max(weights.values()) == 0:
-        raise InputError(f"model.init_args.task_weights is {weights}; weights are 0 or more and one is above 0")
-    return weights

@@ -14,7 +14,7 @@ from mulcot.losses import Schedule, Term, View, ViewKind, chunked_loss, is_const
 from mulcot.models import Layers, Passes, head_parts, hidden_layers, hidden_states
 from mulcot.rows import Inputs, RowBatch
 from mulcot.soft_labels import SoftLabelDescription
-from mulcot.types import InputError, Task
+from mulcot.types import TASKS, InputError, Task
 from stages.online_assistant import OnlineAssistant, Seen
 from stages.published import PublishedQuirks, bf16_kl, positions_everywhere
 
@@ -259,3 +259,15 @@ def _describe(loss: TaskLoss, step: int) -> str:
         f"posts {shown}; the step was not taken. A lower learning rate (model.init_args.optimizer.learning_rate), "
         "trainer.gradient_clip_val or precision 32-true help when training diverges; otherwise look at these posts"
     )
+
+
+def checked_weights(given: dict[Task, float] | None) -> dict[Task, float]:
+    """The weight of every task, 1 where none is given.
+
+    Raises:
+        InputError: they are no weights.
+    """
+    weights: dict[Task, float] = dict.fromkeys(TASKS, 1.0) | (given or {})
+    if min(weights.values()) < 0 or max(weights.values()) == 0:
+        raise InputError(f"model.init_args.task_weights is {weights}; weights are 0 or more and one is above 0")
+    return weights

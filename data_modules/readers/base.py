@@ -209,7 +209,6 @@ class PostChecks:
         names: Mapping[str, str] | None = None,
         log: RowLog | None = None,
     ) -> None:
-        """Check what holds for all rows; nothing is read yet."""
         check_label_set(labels)
         if check_images and not os.path.isdir(image_root):
             raise InputError(f"image_root: there is no folder {one_line(image_root)}; give the folder of the pictures")
@@ -229,6 +228,7 @@ class PostChecks:
         image: object,
         aspect: object = None,
         label: object = None,
+        slices: tuple[tuple[str, str], ...] = (),
     ) -> Post:
         """A post of one row; None stands for a field that is left out, which aspect and label may be.
 
@@ -239,6 +239,7 @@ class PostChecks:
             image: A path relative to the image root, or a picture that was found already.
             aspect: The target of the sentiment.
             label: The gold label.
+            slices: See `Post`.
 
         Raises:
             RowError: A field is wrong.
@@ -256,9 +257,9 @@ class PostChecks:
         name = self._new_id(row, id)
         if isinstance(image, str) or not isinstance(image, StoredPicture):  # the second question takes long
             image = self.image(row, image, names["image"])
-        post = Post(name, written, image, target, None if label is None else self.label(row, label, names["label"]))
+        gold = None if label is None else self.label(row, label, names["label"])
         self._ids.take(name, row)
-        return post
+        return Post(name, written, image, target, gold, slices)
 
     def across_splits(
         self,

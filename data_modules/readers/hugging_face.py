@@ -47,6 +47,7 @@ class HuggingFace(Reader):
         image_root: The folder that paths in the image column are relative to.
         aspect_in_text: Whether the text must hold the aspect; false where aspects are categories.
         check_images: Whether every picture that is named by a path must exist.
+        slices: Columns that say which groups a post belongs to, see `Table`.
 
     Raises:
         InputError: An argument is wrong.
@@ -64,6 +65,7 @@ class HuggingFace(Reader):
         image_root: Path | None = None,
         aspect_in_text: bool = True,
         check_images: bool = True,
+        slices: Sequence[str] = (),
     ) -> None:
         """Check the arguments; nothing is read before a split is asked for."""
         self.path = str(path)
@@ -76,7 +78,7 @@ class HuggingFace(Reader):
         defaults = {field: field for field in FIELDS}
         check_images = check_images and image_root is not None
         self._columns = PostColumns(
-            columns, labels, label_names, aspect_in_text, check_images, defaults, ("text", "image")
+            columns, labels, label_names, aspect_in_text, check_images, defaults, ("text", "image"), slices=slices
         )
         self._loaded: dict[str, Dataset] | None = None
 
@@ -96,12 +98,17 @@ class HuggingFace(Reader):
         dataset, place = self._splits()[names[split]], self._place(names[split])
         columns = self._columns_of(dataset, place)
         label = dataset.features[columns["label"]] if "label" in columns else None
+        groups = {field: dataset.features[column] for field, column in self._columns.slices.items()}
         reading = PostReading(self._columns, split, self.image_root or Path(), log)
 
         def post(row: Row, values: Values) -> Post:
             values["image"] = self._picture(row, columns["image"], values["image"])
             if isinstance(label, ClassLabel):
                 values["label"] = self._class_name(row, columns["label"], values["label"], label.names)
+            for field, feature in groups.items():
+                if isinstance(feature, ClassLabel):
+                    number = values[field]
+                    values[field] = None if number in (None, -1) else feature.int2str(number)
             return reading.post(row, values)
 
         posts = checked(not_empty(place, _rows(dataset, place, columns)), post, log)

@@ -25,7 +25,6 @@ SPLIT_NAMES: Final[dict[str, Split]] = {
 TABLE_NAMES: Final = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet")
 UNNAMED: Final = "pictures that no row names"
 _FILE_NAME: Final = "file_name"
-_WITH_SPLIT: Final = (*FIELDS, "split")
 
 
 class ImageFolder(Reader):
@@ -49,6 +48,8 @@ class ImageFolder(Reader):
         delimiter: What parts the cells of CSV and TSV tables, by default comma and tab.
         aspect_in_text: Whether the text must hold the aspect; false where aspects are categories.
         check_images: Whether every picture must exist.
+        slices: Columns that say which groups a post belongs to, for tables of results: texts, whole numbers, or true
+            and false, which become yes and no. No model sees them. An empty cell names no group.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class ImageFolder(Reader):
         delimiter: str | None = None,
         aspect_in_text: bool = True,
         check_images: bool = True,
+        slices: Sequence[str] = (),
     ) -> None:
         """Keep the arguments; a wrong one is an error when a split is asked for."""
         self.folder = Path(folder)
@@ -69,6 +71,7 @@ class ImageFolder(Reader):
         self.labels = tuple(labels)
         self._columns = (columns, labels, label_names, aspect_in_text, check_images)
         self._format = (encoding, delimiter)
+        self._slices = tuple(slices) if not isinstance(slices, str) else slices
 
     def entries(self, split: Split, log: RowLog) -> Entries:
         """See the base class.
@@ -111,8 +114,9 @@ class ImageFolder(Reader):
     @cached_property
     def _posts(self) -> TablePosts:
         """How the tables' rows become posts; a wrong argument shows here."""
-        names = {field: field for field in _WITH_SPLIT} | {"image": _FILE_NAME}
-        columns = PostColumns(*self._columns, names, ("text", "image", "split"), named_by_picture=True)
+        names = {field: field for field in (*FIELDS, "split")} | {"image": _FILE_NAME}
+        needed = ("text", "image", "split")
+        columns = PostColumns(*self._columns, names, needed, named_by_picture=True, slices=self._slices)
         return TablePosts(columns, *self._format)
 
     def files(self) -> list[Path]:
@@ -160,7 +164,8 @@ class ImageFolder(Reader):
                     reading.post(row, values)
             return None
 
-        return checked(not_empty(path, self._posts.rows(path, _WITH_SPLIT)), post, log)
+        rows = self._posts.rows(path, (*self._posts.columns.fields, "split"))
+        return checked(not_empty(path, rows), post, log)
 
     def _split_of(self, row: Row, values: Values | RowError) -> Split:
         if isinstance(values, RowError):

@@ -30,6 +30,7 @@ Lines = Iterator[tuple[Row, str | RowError]]
 ANNOTATIONS: Final = "labelResultAll.txt"
 WORDS: Final = ("positive", "neutral", "negative")
 """What annotators write; the codes 0, 1 and 2 of split files stand for them in this order."""
+EQUAL: Final = "equal labels"
 CONTRADICTION: Final = "contradicting text and image labels"
 DIFFERENCE: Final = "text and image labels differ"
 NO_MAJORITY: Final = "no majority of the annotators"
@@ -61,7 +62,7 @@ def merge_labels(texts: Sequence[str], images: Sequence[str], merge: Merge = "me
     if text is None or image is None:
         return Verdict(None, None, NO_MAJORITY)
     if text == image:
-        return Verdict(text, "equal labels", None)
+        return Verdict(text, EQUAL, None)
     if "neutral" not in (text, image):
         return Verdict(None, None, CONTRADICTION)
     if merge == "strict":
@@ -82,6 +83,8 @@ class Mvsa(SingleFileReader):
     for each of the two, and a post without one is dropped. Then equal labels stay, neutral with another gives the
     other, and positive against negative is dropped. What the rule drops stands in `RowLog.dropped`, what it made of
     the annotations in `RowLog.counts`; both come from the annotations alone, whatever texts and pictures are like.
+
+    A post's slice `conflict` is `yes` where text and picture have different labels (neutral and another), else `no`.
 
     A text is UTF-8, else GB18030. The line ends that close its file are taken off; all else stays, line ends inside
     and blanks at the end too. A post's id is its number.
@@ -134,7 +137,7 @@ class Mvsa(SingleFileReader):
             if verdict.dropped is not None:
                 log.dropped[verdict.dropped] += 1
                 return None
-            return self._post(checks, row, number, verdict.label)
+            return self._post(checks, row, number, verdict)
 
         return checked(lines, post, log)
 
@@ -173,7 +176,7 @@ class Mvsa(SingleFileReader):
                 _, verdict = self._verdict(place, line, annotators, seen)
             _agree(row, values.get("emotion_label"), verdict)
             _count(verdict, log)
-            return self._post(checks, row, number, verdict.label)
+            return self._post(checks, row, number, verdict)
 
         path = Path(self.split_files[split])
         posts = checked(not_empty(path, json_list(path)), post, log)
@@ -237,9 +240,11 @@ class Mvsa(SingleFileReader):
         check_new_id(seen, row, number, "ID", "annotate every post on one line")
         return number, merge_labels([text for text, _ in pairs], [image for _, image in pairs], self.merge)
 
-    def _post(self, checks: PostChecks, row: Row, number: str, label: str | None) -> Post:
+    def _post(self, checks: PostChecks, row: Row, number: str, verdict: Verdict) -> Post:
         """A post that the annotations keep."""
-        return checks.post(row, id=number, text=self._text(row, f"{number}.txt"), image=f"{number}.jpg", label=label)
+        text = self._text(row, f"{number}.txt")
+        slices = (("conflict", "no" if verdict.kind == EQUAL else "yes"),)
+        return checks.post(row, id=number, text=text, image=f"{number}.jpg", label=verdict.label, slices=slices)
 
     def _text(self, row: Row, name: str) -> str:
         """The text in a file of the folder of posts."""

@@ -12,6 +12,8 @@ from data_modules.readers.table_files import Values
 from mulcot.types import InputError, Post, Split, StoredPicture
 
 FIELDS: Final = ("id", "text", "image", "aspect", "label")
+SLICE: Final = "slices."
+"""What the name of a field begins with that holds a slice; the column's name follows."""
 PICTURE_SUFFIXES: Final = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """By which a file name looks like one of a picture."""
 _BETWEEN: Final = re.compile(r"[;|,\n]")
@@ -30,6 +32,7 @@ class PostColumns:
         defaults: The fields that the reader knows, and the column of each where the user names none.
         needed: The fields whose column must be there even so.
         named_by_picture: Whether a post without an id is called by its picture unless the user says where ids are.
+        slices: The columns that say which groups a post belongs to.
 
     Raises:
         InputError: An argument is wrong.
@@ -45,13 +48,20 @@ class PostColumns:
         defaults: Mapping[str, str],
         needed: Collection[str],
         named_by_picture: bool = False,
+        slices: Sequence[str] = (),
     ) -> None:
         """Check the arguments."""
         given = dict(columns or {})
         _check_fields(given, defaults)
-        self.names = {field: name for field, name in {**defaults, **given}.items() if name is not None}
+        _check_slices(slices)
+        self.slices = {SLICE + column: column for column in slices}
+        """The fields of slices and their columns."""
+        self.fields = (*FIELDS, *self.slices)
+        """The fields that posts are made of."""
+        named = {field: name for field, name in {**defaults, **given}.items() if name is not None}
+        self.names = named | self.slices
         """The column of every field that is read."""
-        self.needed = ({*needed} | {*given}) & {*self.names}
+        self.needed = ({*needed} | {*given} | {*self.slices}) & {*self.names}
         """The fields whose column must be there."""
         self.labels = tuple(labels)
         self.label_names = _label_names(label_names, self.labels) if label_names else None
@@ -102,7 +112,13 @@ class PostReading:
             image=image,
             aspect=values.get("aspect"),
             label=self._label(row, values.get("label")),
+            slices=self._slices(row, values),
         )
+
+    def _slices(self, row: Row, values: Values) -> tuple[tuple[str, str], ...]:
+        """The groups that a row names; an empty cell names none."""
+        given = ((column, values.get(field)) for field, column in self.columns.slices.items())
+        return tuple((column, _group(row, column, value)) for column, value in given if value not in (None, ""))
 
     def _image(self, row: Row, value: object) -> str | StoredPicture:
         """A row's picture: one that was found already, or the path of the only one."""
@@ -154,6 +170,17 @@ def id_of(values: Values | RowError) -> object:
     return None if isinstance(values, RowError) else values.get("id")
 
 
+def _group(row: Row, column: str, value: object) -> str:
+    """The name of a group: a text, a whole number as its digits, yes or no."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    name = as_digits(value)
+    if not isinstance(name, str):
+        problem = f"{shown(str(value))} is no text, whole number or truth value"
+        raise row.error(column, problem, "write the name of the group, or take the column out of `slices`")
+    return filled(row, column, name).strip()
+
+
 def _pictures(row: Row, column: str, count: int) -> RowError:
     remedy = "a post has one: split it into several posts or name the one that counts"
     return row.error(column, f"{count} pictures", remedy)
@@ -167,6 +194,12 @@ def _check_fields(given: Mapping[str, str | None], defaults: Mapping[str, str]) 
             raise InputError(f"columns: {field} cannot be null; name the column that holds it")
         if column is not None and not (isinstance(column, str) and column):
             raise InputError(f"columns: {field}: {column!r} is no name of a column; give it as a text")
+
+
+def _check_slices(slices: Sequence[str]) -> None:
+    named = isinstance(slices, str) or not all(isinstance(column, str) and column for column in slices)
+    if named or len(set(slices)) < len(slices):
+        raise InputError(f"slices: {slices!r} is no list of columns, each named once; give one, such as [conflict]")
 
 
 def _label_names(names: Mapping[str, str], labels: Sequence[str]) -> dict[str, str]:

@@ -37,6 +37,8 @@ class Table(Reader):
         delimiter: What parts the cells of CSV and TSV files, by default comma and tab.
         aspect_in_text: Whether the text must hold the aspect; false where aspects are categories.
         check_images: Whether every picture must exist.
+        slices: Columns that say which groups a post belongs to, for tables of results: texts, whole numbers, or true
+            and false, which become yes and no. No model sees them. An empty cell names no group.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Table(Reader):
         delimiter: str | None = None,
         aspect_in_text: bool = True,
         check_images: bool = True,
+        slices: Sequence[str] = (),
     ) -> None:
         """Keep the arguments; a wrong one is an error when a split is asked for."""
         self.paths = {split: Path(path) for split, path in files.items()}
@@ -58,6 +61,7 @@ class Table(Reader):
         self.labels = tuple(labels)
         self._columns = (columns, labels, label_names, aspect_in_text, check_images)
         self._format = (encoding, delimiter)
+        self._slices = tuple(slices) if not isinstance(slices, str) else slices
 
     def entries(self, split: Split, log: RowLog) -> Entries:
         """See the base class.
@@ -83,7 +87,8 @@ class Table(Reader):
     @cached_property
     def _posts(self) -> TablePosts:
         """How the tables' rows become posts; a wrong argument shows here."""
-        columns = PostColumns(*self._columns, {field: field for field in FIELDS}, ("id", "text", "image"))
+        names = {field: field for field in FIELDS}
+        columns = PostColumns(*self._columns, names, ("id", "text", "image"), slices=self._slices)
         return TablePosts(columns, *self._format)
 
     def _check_files(self) -> None:

@@ -259,6 +259,8 @@ def check_columns(path: Path, there: Sequence[str], names: Mapping[str, str], ne
 
 def _no_column(path: Path, field: str, column: str, there: Sequence[str]) -> InputError:
     remedy = f"say in the reader's arguments which one holds the {field}, as columns: {{{field}: NAME}}"
+    if field not in ("id", "text", "image", "aspect", "label", "split"):  # of a slice
+        remedy = f"take {column!r} out of the reader's argument slices, or write the column"
     listed = ", ".join(shown(name) for name in there[:30]) + (", ..." if len(there) > 30 else "")
     return InputError(f"{one_line(path)}: there is no column {column!r}, the columns are {listed}; {remedy}")
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from data_modules.readers.base import Entries, checked, not_empty
-from data_modules.readers.post_columns import FIELDS, PostColumns, PostReading, id_of
+from data_modules.readers.post_columns import PostColumns, PostReading, id_of
 from data_modules.readers.row_log import OnBadRow, Places, Row, RowLog
 from data_modules.readers.table_files import TableRows, table_rows
 from data_modules.readers.text_files import check_encoding
@@ -32,13 +32,14 @@ class TablePosts:
         self.delimiter = delimiter
         self._known: dict[OnBadRow, tuple[object, dict[Split, Places[str]]]] = {}
 
-    def rows(self, path: Path, fields: Collection[str] = FIELDS) -> TableRows:
-        """The rows of a table with these fields alone.
+    def rows(self, path: Path, fields: Collection[str] | None = None) -> TableRows:
+        """The rows of a table with these fields alone; None for those that posts are made of.
 
         Raises:
             InputError: See `table_rows`.
         """
-        names = {field: name for field, name in self.columns.names.items() if field in fields}
+        wanted = self.columns.fields if fields is None else fields
+        names = {field: name for field, name in self.columns.names.items() if field in wanted}
         return table_rows(path, names, self.columns.needed & names.keys(), self.encoding, self.delimiter)
 
     def entries(self, split: Split, tables: Mapping[Split, Path], image_root: Path, log: RowLog) -> Entries:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from threading import Lock
-from typing import Any
 
-import torch
-
+from mulcot.image_text import ImageTextModel
 from mulcot.images import load_image
 from mulcot.teachers.filters import Candidate
-from mulcot.types import InputError, MissingInputError
+from mulcot.types import InputError
 
 
 class ImageAgreementFilter:
@@ -35,12 +32,9 @@ class ImageAgreementFilter:
     ) -> None:
         if not -1 <= min_cosine <= 1:
             raise InputError(f"ImageAgreementFilter: min_cosine must lie between -1 and 1, is {min_cosine}")
-        self.model = model
-        self.pretrained = pretrained
         self.min_cosine = min_cosine
-        self.device = device
+        self._model = ImageTextModel(model, pretrained, device, user="ImageAgreementFilter")
         self._lock = Lock()
-        self._loaded: tuple[Any, Any, Any] | None = None
 
     def objection(self, candidate: Candidate) -> str | None:
         """Refuses what fits too badly.
@@ -54,35 +48,9 @@ class ImageAgreementFilter:
         return None
 
     def cosine(self, candidate: Candidate) -> float:
-        """The cosine of picture and Image_analysis."""
+        """The cosine of picture and Image_analysis; see `ImageTextModel` for one that is too long to be read whole."""
         picture = load_image(candidate.post.image)
         with self._lock:  # one model, and one core is enough for it beside a teacher
-            model, transform, tokenizer = self._load()
-            with torch.inference_mode():
-                image = model.encode_image(transform(picture)[None].to(self.device), normalize=True)
-                text = model.encode_text(
-                    tokenizer([candidate.rationale.image_analysis]).to(self.device), normalize=True
-                )
+            image = self._model.of_pictures([picture])
+            text = self._model.of_texts([candidate.rationale.image_analysis])
         return float((image * text).sum())
-
-    def _load(self) -> tuple[Any, Any, Any]:
-        if self._loaded is None:
-            import open_clip  # takes seconds, and most runs do without this filter
-
-            name = self.model
-            if name.endswith(".json"):
-                if not Path(name).is_file():
-                    raise MissingInputError(f"ImageAgreementFilter: there is no configuration {name}")
-                open_clip.add_model_config(Path(name))
-                name = Path(name).stem
-            try:
-                model, _, transform = open_clip.create_model_and_transforms(
-                    name, pretrained=self.pretrained, device=self.device
-                )
-            except Exception as error:  # whatever open_clip and the hub raise about a model that is not there
-                reason = " ".join(str(error).split())
-                raise InputError(
-                    f"ImageAgreementFilter: {self.model} ({self.pretrained}) cannot be loaded: {reason}"
-                ) from error
-            self._loaded = model.eval(), transform, open_clip.get_tokenizer(name)
-        return self._loaded

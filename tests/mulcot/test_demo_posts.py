@@ -215,7 +215,7 @@ def test_files_hold_the_posts(written: Path) -> None:
         rows = [json.loads(line) for line in (written / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
         assert [row["id"] for row in rows] == [post.post_id for post in expected]
         for row, post in zip(rows, expected, strict=True):
-            assert list(row) == ["id", "text", "aspect", "label", "image"]
+            assert list(row) == ["id", "text", "aspect", "label", "image", "conflict"]
             assert facts[row["id"]] == post
             assert (row["text"], row["aspect"], row["label"]) == (post.text, post.aspect, post.label)
             with Image.open(written / "images" / row["image"]) as picture:

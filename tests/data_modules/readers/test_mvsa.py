@@ -71,9 +71,9 @@ def test_single_posts_and_what_the_rule_did(folder: Path) -> None:
     posts = reader(folder, *lines).read_all(log)
     image = folder / "data"
     assert posts == [
-        Post(id="3", text="post 3", image=image / "3.jpg", label="positive"),
-        Post(id="1", text="post 1", image=image / "1.jpg", label="negative"),
-        Post(id="7", text="post 7", image=image / "7.jpg", label="neutral"),
+        Post("3", "post 3", image / "3.jpg", label="positive", slices=(("conflict", "no"),)),
+        Post("1", "post 1", image / "1.jpg", label="negative", slices=(("conflict", "yes"),)),
+        Post("7", "post 7", image / "7.jpg", label="neutral", slices=(("conflict", "no"),)),
     ]
     assert log.dropped == {CONTRADICTION: 1}
     assert log.counts == {
