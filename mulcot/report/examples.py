@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 
-from data_modules.rationales import read_record
-from data_modules.readers.base import read_lines
-from data_modules.readers.json_files import json_line
 from mulcot.predictions import Prediction
 from mulcot.report.differences import Piece, differences
 from mulcot.report.pictures import PostPictures, Thumbnail
@@ -97,15 +93,22 @@ def choose(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
     return {name: found[:COUNT] for name, found in groups.items() if found}
 
 
-def examples(run: Run, model: TestedModel, pictures: PostPictures) -> dict[str, list[Example]]:
+def examples(
+    run: Run, model: TestedModel, teacher: Mapping[str, RationaleRecord], pictures: PostPictures
+) -> dict[str, list[Example]]:
     """The chosen posts with what teacher, assistant and student say of them, by group.
 
+    Args:
+        run: the run.
+        model: the model whose answers are shown.
+        teacher: the teacher's rationales, by post id.
+        pictures: the pictures of the test posts.
+
     Raises:
-        InputError: a prediction or rationale file is damaged.
+        InputError: a prediction file is damaged.
     """
     chosen = choose(run.predictions(model) or [])
     wanted = {p.answer.post_id for group in chosen.values() for p in group}
-    teacher = _teacher_records(run, wanted)
     others = {
         other.title: {p.answer.post_id: p for p in run.predictions(other) or [] if p.answer.post_id in wanted}
         for other in run.tested
@@ -167,21 +170,3 @@ def _marked(rationale: Rationale, other: Rationale | None) -> dict[str, list[Pie
     if other is None:
         return {key: [Piece(text, alone=False)] for key, text in fields.items()}
     return {key: differences(text, shortened(getattr(other, RATIONALE_KEYS[key]))) for key, text in fields.items()}
-
-
-def _teacher_records(run: Run, wanted: Iterable[str]) -> dict[str, RationaleRecord]:
-    """The teacher's first rationale of each of these test posts.
-
-    Raises:
-        InputError: the rationale file is damaged.
-    """
-    stage, ids = run.teacher(), set(wanted)
-    path = stage.folder / "rationales-test.jsonl" if stage else Path()
-    if stage is None or not path.is_file():
-        return {}
-    found: dict[str, RationaleRecord] = {}
-    for row, line in read_lines(path):
-        record = read_record(row, json_line(row, line))
-        if record.post_id in ids:
-            found.setdefault(record.post_id, record)
-    return found

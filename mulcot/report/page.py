@@ -13,9 +13,11 @@ from mulcot.report.configs import FIT_CONFIG
 from mulcot.report.examples import RULES, Example, examples, shown_model
 from mulcot.report.pictures import PostPictures
 from mulcot.report.plots import calibration_charts, loss_charts, stage_scalars, validation_chart
+from mulcot.report.probe_tables import probe_tables
 from mulcot.report.provenance import origins, read_chain_file
 from mulcot.report.published import PublishedRow, published_for
 from mulcot.report.rationale_tables import rationale_tables, unavailable
+from mulcot.report.references import references
 from mulcot.report.run import Run
 from mulcot.report.score_tables import (
     by_title,
@@ -28,9 +30,10 @@ from mulcot.report.score_tables import (
     stage_table,
 )
 from mulcot.report.shown_text import finalize
+from mulcot.report.slice_tables import slice_tables
 from mulcot.report.summary import headlines, verdict
 from mulcot.report.tables import PageTable
-from mulcot.types import RATIONALE_KEYS
+from mulcot.types import RATIONALE_KEYS, RationaleRecord
 
 POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """What the page allows itself: its own styles and pictures, nothing from elsewhere, no script."""
@@ -60,6 +63,7 @@ def run_page(run: Run, result: Mapping[str, Any], published: Sequence[PublishedR
         InputError: a file of the run is damaged.
     """
     chain = read_chain_file(run.folder)
+    known = references(run)
     scalars, curve_notes = stage_scalars(run)
     trained = [system for system in result["systems"] if system["confusion"] is not None and system["runs"]]
     classes = [table for models in by_title(run).values() if (table := class_table(models)) is not None]
@@ -84,9 +88,11 @@ def run_page(run: Run, result: Mapping[str, Any], published: Sequence[PublishedR
         confusions=[confusion_table(system) for system in trained if system["kind"] != "majority"],
         calibrations=calibration_charts(run),
         classes=classes,
+        slices=slice_tables(run, known),
         rationales=rationale_tables(run),
         unavailable=unavailable(run),
-        example_groups=_examples(run, chain.run_dir),
+        probes=probe_tables(run),
+        example_groups=_examples(run, known, chain.run_dir),
         example_model=shown_model(run),
         rationale_keys=list(RATIONALE_KEYS),
         origins=origins(run.folder, chain, [stage.name for stage in run.stages]),
@@ -126,12 +132,12 @@ def _differences(result: Mapping[str, Any]) -> PageTable | None:
     return difference_table(result["differences"], f"Paired differences from “{baseline}”", "metrics.json: differences")
 
 
-def _examples(run: Run, named: str | None) -> list[ExampleGroup]:
+def _examples(run: Run, known: Mapping[str, RationaleRecord], named: str | None) -> list[ExampleGroup]:
     model = shown_model(run)
     if model is None:
         return []
     pictures = PostPictures(run.folder, named, model.folder / FIT_CONFIG)
-    return [ExampleGroup(*RULES[name], found) for name, found in examples(run, model, pictures).items()]
+    return [ExampleGroup(*RULES[name], found) for name, found in examples(run, model, known, pictures).items()]
 
 
 def _render(template: str, **values: Any) -> str:

@@ -16,7 +16,7 @@ _TEXT: Final = {
     "sentence_bleu": "sentence BLEU",
     "rouge_l": "ROUGE-L",
     "meteor": "METEOR",
-    "sim": "similarity",
+    "sim": "Sim",
     "agreement_with_gold": "agrees with gold",
 }
 """What is computed against references, and over all of them or those of one source."""

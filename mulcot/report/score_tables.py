@@ -44,7 +44,7 @@ def cost_table(costs: Mapping[str, Any]) -> PageTable:
         [Cell("requests to the teacher"), count_cell(teacher.get("requests"))],
         [Cell("tokens that it read"), count_cell(teacher.get("prompt_tokens"))],
         [Cell("tokens that it wrote"), count_cell(teacher.get("completion_tokens"))],
-        [Cell("money"), Cell("not known: no prices were given") if usd is None else Cell(f"${usd:,.4f}", value=usd)],
+        [Cell("money"), Cell("not known", "no prices were given") if usd is None else Cell(f"${usd:,.4f}", value=usd)],
     ]
     return PageTable("Costs", ("what", "how much"), rows, f"{NUMBERS}: costs")
 

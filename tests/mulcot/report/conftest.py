@@ -25,7 +25,7 @@ class Element:
     def __init__(self, tag: str, attributes: Mapping[str, str | None]) -> None:
         self.tag = tag
         self.attributes = attributes
-        self.children: list["Element | str"] = []
+        self.children: list[Element | str] = []
 
     @property
     def text(self) -> str:
@@ -151,16 +151,17 @@ class HandRun:
         write_predictions(folder / "predictions.jsonl", [change(row) for row in rows])
         return folder
 
-    def teacher(self, stage: str = "teacher", texts: Mapping[str, str] | None = None) -> Path:
+    def teacher(self, stage: str = "teacher") -> Path:
         """A teacher with rationales for the test posts p0 to p9."""
         split = {"posts": 10, "accepted_predicted": 8, "accepted_explained": 2, "failed": {}, "requests": 12}
         splits = {"test": split | {"teacher_accuracy": 0.8}}
         folder = self.write(stage, {"kind": "teacher", "splits": splits}, 4.25)
         records = [
-            RationaleRecord(f"p{n}", rationale(gold, (texts or {}).get(f"p{n}", "the post")), "teacher-predicted", "big",
-                            "hash")
+            RationaleRecord(
+                f"p{n}", rationale(gold), "teacher-explained" if n > 7 else "teacher-predicted", "big", "hash"
+            )
             for n, gold in enumerate(GOLD)
-        ]  # fmt: skip
+        ]
         lines = "".join(record.to_json() + "\n" for record in records)
         (folder / "rationales-test.jsonl").write_text(lines, encoding="utf-8")
         return folder

@@ -97,7 +97,7 @@ def test_the_verb_prints_and_writes_the_comparison(two, read_page, capsys):
     # All four positive, four of five neutral: F1 1, 0.8 and 0.
     mine = [row for row in systems if row[0] == f"student, distilled {first.folder}"]
     assert mine == [[f"student, distilled {first.folder}", "1 10 posts", "0.800", "0.800", "0.600"]]
-    assert ["absent"] == [row[1] for row in systems if row[0] == str(second.folder)][-1:]
+    assert [row[1] for row in systems if row[0] == str(second.folder)][-1:] == ["absent"]
     assert f"student, another, seed 0: in {first.folder} alone" in page.text
     for element in page.everything():
         assert element.tag != "script"

@@ -14,8 +14,8 @@ def test_posts_are_joined_by_their_ids(hand_run):
     post = hand_run.prediction
     first = [post(0, "positive", "positive"), post(1, "neutral", "neutral"), post(2, "neutral", "negative"),
              post(3, "positive", "positive"), post(4, "positive", None)]  # fmt: skip
-    second = [post(9, "positive", "positive"), post(4, "neutral", None), post(3, "negative", "neutral"),
-              post(2, "negative", "negative"), post(1, "positive", "neutral"), post(0, "positive", "positive")]  # fmt: skip
+    second = [post(9, "positive", "positive"), post(4, "neutral", None), post(3, "negative", "neutral")]
+    second += [post(2, "negative", "negative"), post(1, "positive", "neutral"), post(0, "positive", "positive")]
     found = paired(first, second, LABELS)
     # Counted: p0 (both right), p1 (first alone), p2 (second alone). p3 has two gold labels, p4 none, p9 is in one.
     assert {name: found[name] for name in ("posts", "only_first", "only_second", "other_gold")} == {
@@ -43,7 +43,9 @@ def test_second_minus_first_and_mcnemar_by_hand(hand_run):
 
 
 def test_no_post_in_common(hand_run):
-    found = paired([hand_run.prediction(0, "neutral", "neutral")], [hand_run.prediction(1, "neutral", "neutral")], LABELS)
+    found = paired(
+        [hand_run.prediction(0, "neutral", "neutral")], [hand_run.prediction(1, "neutral", "neutral")], LABELS
+    )
     assert found == {
         "posts": 0,
         "only_first": 1,
@@ -94,5 +96,6 @@ def test_predictions_that_contradict_the_metrics_are_noted(hand_run):
     folder = hand_run.model("student", "student, distilled", 0, hand_run.gold, change=worse)
     assert len(read_predictions(folder / "predictions.jsonl")) == 10
     assert collect(hand_run.folder)["notes"] == [
-        "student/predictions.jsonl has 9 right answers and its metrics.json 10: one of them is older; test the stage again"
+        "student/predictions.jsonl has 9 right answers and its metrics.json 10: one of them is older; test the stage "
+        "again"
     ]

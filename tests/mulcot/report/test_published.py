@@ -20,7 +20,9 @@ def test_rows_stand_beside_a_run_on_the_official_split(hand_run, tmp_path, read_
     main_report(["--run_dir", str(hand_run.folder), "--published", str(file)])
     page = read_page(hand_run.folder / "report.html")
     rows = page.table("Reported by the paper: Twitter-2015")
-    assert [[cell.words for cell in row] for row in rows[1:]] == [["Other (3B)", "accuracy", "0.750", "A paper, table 2"]]
+    assert [[cell.words for cell in row] for row in rows[1:]] == [
+        ["Other (3B)", "accuracy", "0.750", "A paper, table 2"]
+    ]
     assert rows[1][2].value == 0.75
     assert "Reported by the paper; other splits, other models." in page.text
 

@@ -43,7 +43,10 @@ def test_frequent_words_of_a_long_text_are_compared_too():
         ("\u200fעברית", "[U+200F]עברית"),
         ("half \ud83d of a pair", "half [U+D83D] of a pair"),
         ("zero\u200bwidth\ufeff", "zero[U+200B]width[U+FEFF]"),
-        ("a family: \U0001f468\u200d\U0001f469\u200d\U0001f467", "a family: \U0001f468\u200d\U0001f469\u200d\U0001f467"),
+        (
+            "a family: \U0001f468\u200d\U0001f469\u200d\U0001f467",
+            "a family: \U0001f468\u200d\U0001f469\u200d\U0001f467",
+        ),
         ("joined to nothing: \u200d ", "joined to nothing: [U+200D] "),
         ("tag\U000e0041", "tag[U+E0041]"),
     ],
