@@ -72,7 +72,8 @@ def read_predictions(path: Path) -> list[Prediction]:
         InputError: a line is not a prediction, or a post occurs twice; the message names file, line and field.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Only line feeds end a line: a text may hold other characters that `splitlines` knows.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError as error:
         raise MissingInputError(f"{path}: there is no such file; `mulcot test` writes predictions") from error
     except (OSError, UnicodeDecodeError) as error:

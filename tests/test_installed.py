@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,9 @@ def test_the_wheel_works_outside_the_checkout(chain: Path, tmp_path: Path) -> No
         capture_output=True,
     )
     wheel = next((tmp_path / "dist").glob("*.whl"))
+    with zipfile.ZipFile(wheel) as packed:
+        modules = {f"mulcot/metrics/modules/{name}/{name}.py" for name in ("bleu", "distinct", "meteor", "rouge_l", "sim")}
+        assert modules <= set(packed.namelist())  # `evaluate.load` takes them from the installed package
     home = tmp_path / "env"
     subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", str(home)], check=True)
     site = subprocess.run(

@@ -109,8 +109,8 @@ class ReasoningReport:
         Returns:
             Over posts with a reference: `bleu` (BLEU-4 of the corpus), `sentence_bleu` (mean of unsmoothed sentence
             BLEU, what the paper's code reports), `rouge_l`, `meteor` (means over posts), all in [0, 1], and `sim` (mean
-            cosine of sentence embeddings, in [-1, 1]). `by_source`: source of the reference → `bleu`, `rouge_l`,
-            `meteor`, `sim`, `agreement_with_gold`, `posts`, always for both ways of the teacher: an explained reference
+            cosine of sentence embeddings, in [-1, 1]). `by_source`: source of the reference → these scores,
+            `agreement_with_gold` and `posts`, always for both ways of the teacher: an explained reference
             was written with the gold label in view. `unavailable`: metric → why it is None.
             Over all posts, in [0, 1]: `parse_rate` (replies that are a rationale), `parse_rate_per_field` (key →
             replies that hold the field, see `held_fields`) and `agreement_with_answer` (the Prediction is the
@@ -210,9 +210,7 @@ class _Compared:
         """The scores over the pairs whose reference has this source."""
         places = [place for place, pair in enumerate(self._pairs) if pair.source == source]
         known = [pair.agrees for pair in self._pairs if pair.source == source and pair.agrees is not None]
-        named = self.scores(places)
-        del named["sentence_bleu"]
-        return {**named, "agreement_with_gold": _mean(known), "posts": len(places)}
+        return {**self.scores(places), "agreement_with_gold": _mean(known), "posts": len(places)}
 
 
 def _prediction(answer: Answer) -> str | None:

@@ -101,6 +101,7 @@ class SourceScores(_Part):
     """The text scores over the references of one source."""
 
     bleu: Share | None
+    sentence_bleu: Share | None
     rouge_l: Share | None
     meteor: Share | None
     sim: Cosine | None

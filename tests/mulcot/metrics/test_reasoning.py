@@ -160,7 +160,7 @@ def test_scores_are_split_by_the_source_of_the_reference():
     report = computed(ROWS)
     for source, places in (("teacher-predicted", (0, 2)), ("teacher-explained", (1,))):
         alone = computed([ROWS[place] for place in places])
-        names = ("bleu", "rouge_l", "meteor", "sim", "agreement_with_gold")
+        names = ("bleu", "sentence_bleu", "rouge_l", "meteor", "sim", "agreement_with_gold")
         assert report["by_source"][source] == {**{name: alone[name] for name in names}, "posts": len(places)}
     assert report["by_source"]["teacher-predicted"]["agreement_with_gold"] == 1 / 2
     assert report["by_source"]["teacher-explained"]["agreement_with_gold"] == 0.0
