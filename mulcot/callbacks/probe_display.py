@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from typing import Final
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from mulcot.metrics.probe_files import Agreement, Changes, Grounding, Probes, Unavailable
 
-_COLUMNS: Final = ("posts", "accuracy", "labels changed", "total variation", "parse rate", "rationale, 1 - ROUGE-L")
+_COLUMNS: Final = ("posts", "accuracy", "changed", "variation", "parse", "rewritten")
 
 
 def show_probes(probes: Probes, console: Console) -> None:
-    """Prints one table for the perturbations, and lines for the rest."""
-    table = Table(title=f"Probes of {probes.posts} test posts (seed {probes.seed})", title_justify="left")
-    table.add_column("perturbation")
+    """Prints one table for the perturbations, and lines for the rest.
+
+    `changed` is the share of other labels, `variation` the mean total variation, `parse` the share of replies that are
+    a rationale, `rewritten` the mean of 1 - ROUGE-L between rationales before and after.
+    """
+    title = f"Probes of {probes.posts} test posts (seed {probes.seed})"
+    table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)  # 80 columns are enough for it
+    table.add_column("perturbation", no_wrap=True)
     for name in _COLUMNS:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for name, changed in probes.faithfulness.items():
         table.add_row(name.replace("_", " "), *_cells(changed))
     console.print(table)
@@ -74,4 +80,4 @@ def _agreement(whose: str, found: Agreement) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+    return "–" if value is None else f"{value:.3f}"

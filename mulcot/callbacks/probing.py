@@ -10,8 +10,7 @@ from typing import Any, Final, Protocol, cast
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from rich.console import Console
-from rich.progress import track
+from rich import get_console
 
 from mulcot.callbacks.perturbations import PARTS, Perturbation, perturbations, picture_digest
 from mulcot.callbacks.probe_display import show_probes
@@ -108,7 +107,7 @@ class Probing(Callback):
         probes = self._probes(judged, altered, answers, written="reasoning" in stage.tasks)
         probes.grounding = self._grounding(judged, pl_module.device)
         write_probes(stage.stage_dir / PROBES, probes)
-        show_probes(probes, Console())
+        show_probes(probes, get_console())  # that of the progress bar, which would overwrite another one's lines
 
     def _ask(
         self, trainer: Trainer, pl_module: LightningModule, altered: dict[str, Perturbation]
@@ -116,16 +115,15 @@ class Probing(Callback):
         """The answers to the posts of every perturbation, on every rank."""
         stage, data = cast(ProbedStage, pl_module), cast(Any, trainer).datamodule
         tasks = ["classification", *(task for task in stage.tasks if task == "reasoning")]
-        quiet = not trainer.is_global_zero or trainer.progress_bar_callback is None
-        answers: dict[str, list[Answer]] = {}
-        shown = track(altered.items(), "probes", console=Console(stderr=True), transient=True, disable=quiet)
+        is_shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
+        answers: dict[str, list[Answer]] = {name: [] for name in altered}
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            for name, perturbation in shown:
+            for name, perturbation in altered.items():
+                if is_shown:
+                    get_console().print(f"probes: {name.replace('_', ' ')}, {len(perturbation.posts)} posts")
                 if perturbation.posts:
                     asked = stage.ask(data.questions_about(perturbation.posts, tasks))
                     answers[name] = [answer for _, answer, _, _ in asked]
-                else:
-                    answers[name] = []
         return answers
 
     def _probes(
