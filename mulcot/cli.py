@@ -25,7 +25,10 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "data": ("mulcot.data_commands:main_data", "checks, converts and splits posts: mulcot data check --help"),
     "infer": ("mulcot.infer:main_infer", "answers one post: mulcot infer --model DIR --image F --text T"),
     "eval": ("mulcot.evaluation:main_eval", "scores files: mulcot eval --predictions FILE --references FILE"),
-    "report": ("mulcot.report:main_report", "writes the tables and the page of a run: mulcot report --run_dir runs/demo"),
+    "report": (
+        "mulcot.report:main_report",
+        "writes the tables and the page of a run: mulcot report --run_dir runs/demo",
+    ),
     "export": ("mulcot.export:main_export", "merges an adapter into its base: mulcot export --model DIR --out DIR"),
     "demo-posts": ("mulcot.embedded:main_demo_posts", "writes the embedded data set to a folder"),
     "tiny-models": ("mulcot.embedded:main_tiny_models", "builds the embedded pair of tiny models in a folder"),

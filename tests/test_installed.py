@@ -87,7 +87,9 @@ def test_the_wheel_works_outside_the_checkout(chain: Path, tmp_path: Path) -> No
     )
     wheel = next((tmp_path / "dist").glob("*.whl"))
     with zipfile.ZipFile(wheel) as packed:
-        modules = {f"mulcot/metrics/modules/{name}/{name}.py" for name in ("bleu", "distinct", "meteor", "rouge_l", "sim")}
+        modules = {
+            f"mulcot/metrics/modules/{name}/{name}.py" for name in ("bleu", "distinct", "meteor", "rouge_l", "sim")
+        }
         assert modules <= set(packed.namelist())  # `evaluate.load` takes them from the installed package
     home = tmp_path / "env"
     subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", str(home)], check=True)

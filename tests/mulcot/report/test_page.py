@@ -16,7 +16,7 @@ from mulcot.types import InputError
 
 HOSTILE = (
     "<script>alert(1)</script> \"'><img src=x onerror=alert(2)> </style></title></textarea> <!-- {{ 7*7 }} {% raw %} & "
-    "&lt; https://example.org/a.png \x00\x1b[31m \u202eevil\u202c \u200f \ud800 javascript:alert(3)"
+    "&lt; https://example.org/a.png \x00\x1b[31m \x0b\x85\u2028 \u202eevil\u202c \u200f \ud800 javascript:alert(3)"
 )
 WRONG = {"positive": "neutral", "neutral": "negative", "negative": "neutral"}
 REASONING = {"bleu": 0.25, "rouge_l": 0.5, "parse_rate": 0.9, "agreement_with_gold": 0.7, "agreement_with_answer": 0.8}
@@ -194,7 +194,7 @@ def test_hostile_texts_stay_texts(hand_run, read_page, capsys):
     assert re.findall("[\x00-\x08\x0b-\x1f\u200f\u202a-\u202e\u2066-\u2069]", html) == []
     example = page.all("article")[0]
     expected = quiet
-    for hidden in "\x00\x1b\u202e\u202c\u200f":
+    for hidden in "\x00\x1b\x0b\x85\u2028\u202e\u202c\u200f":
         expected = expected.replace(hidden, f"[U+{ord(hidden):04X}]")
     assert example.all("blockquote")[0].text == expected
     assert "{{ 7*7 }}" in example.text
@@ -238,6 +238,28 @@ def test_the_page_can_be_read_without_eyes(whole, read_page, capsys):
     ids = [e.attributes["id"] for e in page.everything() if "id" in e.attributes]
     assert len(ids) == len(set(ids))
     assert {a.attributes["href"][1:] for a in page.all("a")} <= set(ids)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb (WCAG 2.2)."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_colours_have_enough_contrast(hand_run, read_page, scheme, capsys):
+    hand_run.teacher()
+    report(hand_run.folder)
+    css = read_page(hand_run.folder / "report.html").all("style")[0].text
+    colours = dict(re.findall(r"--([\w]+): (#[0-9a-f]{6});", css.split("prefers-color-scheme: dark")[scheme]))
+    texts = [(ink, on) for ink in ("text", "muted", "accent", "good", "bad") for on in ("page", "surface")]
+    texts += [("text", "mark"), ("text", "gone"), ("text", "shade")]
+    curves = [(f"c{style}", "surface") for style in range(6)]
+    for pairs, least in ((texts, 4.5), (curves, 3.0)):
+        for ink, on in pairs:
+            high, low = sorted((luminance(colours[ink]), luminance(colours[on])), reverse=True)
+            assert (high + 0.05) / (low + 0.05) >= least, (ink, on)
 
 
 def test_how_to_reproduce_is_told(whole, read_page, capsys):
