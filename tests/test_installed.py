@@ -116,6 +116,9 @@ def test_the_wheel_works_outside_the_checkout(chain: Path, tmp_path: Path) -> No
     args = ["fit", "--config", "student.yaml", "--run_dir", chain, "--stage", "from_wheel", "--trainer.max_epochs", 1]
     call(*args, *QUICK, *SHORT, program=home / "bin" / "mulcot", cwd=where)
     assert (chain / "from_wheel" / "manifest.json").is_file()
+    out = where / "numbers.json"
+    call("report", "--run_dir", chain, "--out", out, program=home / "bin" / "mulcot", cwd=where)
+    assert "student, distilled" in (where / "report.html").read_text(encoding="utf-8")  # its templates are inside
     assert losses(chain / "from_wheel")["loss/reasoning/kl"]
 
 

@@ -134,7 +134,9 @@ def confusion_table(system: Mapping[str, Any]) -> PageTable:
         rows.append([Cell(gold), *cells])
     seeds = len(system["runs"])
     over = f", summed over {seeds} seeds" if seeds > 1 else ""
-    return PageTable(f"{system['system']}{over}", ("gold ↓ predicted →", *confusion), rows)
+    missing = system.get("unparsed", 0)
+    left_out = f"; {missing:,} answers without a label are in no cell" if missing else ""
+    return PageTable(f"{system['system']}{over}{left_out}", ("gold ↓ predicted →", *confusion), rows)
 
 
 def class_table(models: Sequence[TestedModel]) -> PageTable | None:

@@ -81,7 +81,8 @@ def _trained(runs: Sequence[TestedModel]) -> list[dict[str, Any]]:
             {"stage": run.stage, "seed": run.seed, "scores": _scores(run), "intervals": run.test.intervals}
             for run in seeds
         ]
-        systems.append(_system(title, seeds[0].metrics.kind, seeds[0].test.posts, values, confusion))
+        system = _system(title, seeds[0].metrics.kind, seeds[0].test.posts, values, confusion)
+        systems.append(system | {"unparsed": sum(run.test.unparsed for run in seeds)})
     return systems
 
 

@@ -4,7 +4,6 @@ import json
 import re
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -376,13 +375,6 @@ def test_pictures_in_a_table_come_from_the_reader(hand_run, picture, read_page, 
     page = read_page(hand_run.folder / "report.html")
     assert page.all("img") == []
     assert "it lies in a table that cannot be opened" in page.text
-
-
-def test_the_templates_are_in_the_package():
-    import mulcot.report
-
-    folder = Path(mulcot.report.__file__).parent / "templates"
-    assert {path.name for path in folder.iterdir()} >= {"base.html.jinja", "run.html.jinja", "page.css"}
 
 
 def test_groups_of_posts_have_their_own_scores(hand_run, read_page, capsys):
