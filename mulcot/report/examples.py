@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Final
 
 from mulcot.predictions import Prediction
 from mulcot.report.differences import Piece, differences
@@ -13,9 +14,9 @@ from mulcot.report.run import DISTILLED, Run, TestedModel
 from mulcot.report.shown_text import shortened
 from mulcot.types import RATIONALE_KEYS, Answer, Rationale, RationaleRecord
 
-COUNT = 4
+COUNT: Final = 4
 """Posts of each group, at most."""
-RULES = {
+RULES: Final = {
     "right": (
         "Right",
         f"The first {COUNT} posts with a right label, in the order of the SHA-256 of their ids: a choice that looks at "

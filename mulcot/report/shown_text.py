@@ -6,8 +6,6 @@ import re
 import unicodedata
 from typing import Any, Final
 
-from markupsafe import Markup
-
 LONGEST: Final = 4000
 """Characters of one text that are shown."""
 _HIDDEN: Final = re.compile(
@@ -34,7 +32,7 @@ def shortened(text: str, longest: int = LONGEST) -> str:
 
 def finalize(value: Any) -> Any:
     """What jinja2 does with every value before it escapes it: text becomes `visible`, markup of ours stays."""
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _named(match: re.Match[str]) -> str:

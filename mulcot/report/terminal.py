@@ -16,9 +16,7 @@ from mulcot.report.tables import DASH, decimal, duration, interval, p_value
 
 WIDTH: Final = 100
 """Columns that the comparison needs in one piece."""
-_PAIRED: Final = (
-    "over the posts that both answered; 95% paired bootstrap intervals; right alone: it : the other"
-)
+_PAIRED: Final = "over the posts that both answered; 95% paired bootstrap intervals; right alone: it : the other"
 
 
 def render(result: Mapping[str, Any], console: Console) -> None:

@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
+from data_modules.readers import Converted
+from mulcot.cli import main
 from mulcot.predictions import Prediction
 from mulcot.report import main_report, report
 from mulcot.types import InputError
@@ -358,19 +360,25 @@ def test_a_hostile_picture_is_refused_by_name(hand_run, tmp_path, read_page, cap
 def test_pictures_in_a_table_come_from_the_reader(hand_run, picture, read_page, capsys):
     folder = hand_run.folder.parent / "data"
     folder.mkdir(parents=True)
-    lines = [
-        {"id": f"p{n}", "text": f"Post {n}.", "image": picture.name, "label": gold}
-        for n, gold in enumerate(hand_run.gold)
-    ]
+    same = {"text": "A post.", "image": picture.name}
+    lines = [same | {"id": f"p{n}", "label": gold} for n, gold in enumerate(hand_run.gold)]
     (folder / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    reader = {"class_path": "Table", "init_args": {"files": {"test": str(folder / "test.jsonl")}}}
-    reader["init_args"]["image_root"] = str(picture.parent)
-    stage = hand_run.model("student", "student, distilled", 0, hand_run.gold,
-                           change=lambda row: replace(row, image="posts/test.arrow, row 3"))  # fmt: skip
+    source = ["--posts", "Table", "--posts.files", json.dumps({"test": str(folder / "test.jsonl")})]
+    source += ["--posts.image_root", str(picture.parent)]
+    assert main(["data", "convert", *source, "--out", str(folder / "converted"), "--embed_images"]) == 0
+    places = {post.id: str(post.image) for post in Converted(folder / "converted").read("test")}
+
+    def in_table(row: Prediction) -> Prediction:
+        return replace(row, image=places[row.answer.post_id])
+
+    assert places["p0"].endswith(", row 1")
+    stage = hand_run.model("student", "student, distilled", 0, hand_run.gold, change=in_table)
+    reader = {"class_path": "Converted", "init_args": {"folder": str(folder / "converted")}}
     (stage / "config-fit.yaml").write_text(json.dumps({"data": {"init_args": {"posts": reader}}}), encoding="utf-8")
     report(hand_run.folder)
-    assert len(read_page(hand_run.folder / "report.html").all("img")) == 4
-    (folder / "test.jsonl").unlink()
+    images = read_page(hand_run.folder / "report.html").all("img")
+    assert [(image.attributes["width"], image.attributes["height"]) for image in images] == [("224", "112")] * 4
+    (folder / "converted").rename(folder / "moved")
     report(hand_run.folder)
     page = read_page(hand_run.folder / "report.html")
     assert page.all("img") == []
