@@ -404,7 +404,15 @@ def test_groups_of_posts_have_their_own_scores(hand_run, read_page, capsys):
 
 
 def test_rationales_have_scores_by_source_and_by_field(hand_run, read_page, capsys):
-    sources = {"bleu": 0.3, "rouge_l": 0.6, "meteor": None, "sim": -0.1, "agreement_with_gold": 0.9, "posts": 8}
+    sources = {
+        "bleu": 0.3,
+        "sentence_bleu": None,
+        "rouge_l": 0.6,
+        "meteor": None,
+        "sim": -0.1,
+        "agreement_with_gold": 0.9,
+        "posts": 8,
+    }
     reasoning = REASONING | {
         "sim": 0.35,
         "by_source": {"teacher-predicted": sources, "teacher-explained": sources | {"bleu": 0.1, "posts": 2}},
