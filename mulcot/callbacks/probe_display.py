@@ -10,17 +10,14 @@ from rich.table import Table
 
 from mulcot.metrics.probe_files import Agreement, Changes, Grounding, Probes, Unavailable
 
-_COLUMNS: Final = ("posts", "accuracy", "changed", "variation", "parse", "rewritten")
+_CAPTION: Final = "changed: other labels; TV: mean total variation; rewritten: mean of 1 - ROUGE-L"
+_COLUMNS: Final = ("posts", "accuracy", "changed", "TV", "parse", "rewritten")
 
 
 def show_probes(probes: Probes, console: Console) -> None:
-    """Prints one table for the perturbations, and lines for the rest.
-
-    `changed` is the share of other labels, `variation` the mean total variation, `parse` the share of replies that are
-    a rationale, `rewritten` the mean of 1 - ROUGE-L between rationales before and after.
-    """
+    """Prints one table for the perturbations, and lines for the rest."""
     title = f"Probes of {probes.posts} test posts (seed {probes.seed})"
-    table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)  # 80 columns are enough for it
+    table = Table(title=title, title_justify="left", caption=_CAPTION, caption_justify="left", box=SIMPLE)
     table.add_column("perturbation", no_wrap=True)
     for name in _COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
