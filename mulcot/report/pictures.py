@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ class PostPictures:
         if self._named is not None and place.is_relative_to(self._named):
             candidates.append(self._run_dir / place.relative_to(self._named))
         for path in candidates:
-            if path.is_file():
+            if os.path.isfile(path):  # unlike `Path.is_file` it takes any name, however long
                 return thumbnail(path)
         if not _PLACE.fullmatch(prediction.image):
             return thumbnail(place)

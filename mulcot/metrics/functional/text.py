@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _PAIRS: Final = 1024
 """Pairs that are embedded at a time, so that memory does not grow with their number."""
+_TEXTS: Final = 1024
+"""Texts after which the tokenizer forgets them."""
 
 
 class BleuCounts(NamedTuple):
@@ -46,10 +48,11 @@ def bleu_counts(predictions: Sequence[str], references: Sequence[str]) -> list[B
     from sacrebleu.metrics import BLEU
 
     _check(predictions, references)
-    # `force` only stops it from warning that replies look tokenized already, `effective_order` from warning at all.
-    bleu = BLEU(effective_order=True, force=True)
+    # `force` only stops it from warning that texts are tokenized already, `effective_order` from warning at all.
+    bleu = BLEU(tokenize="none", effective_order=True, force=True)
+    said, right = ((" ".join(_tokens(text)) for text in texts) for texts in (predictions, references))
     # sacrebleu would refuse an empty reference; a blank has no tokens either.
-    scores = [bleu.sentence_score(said, [right or " "]) for said, right in zip(predictions, references, strict=True)]
+    scores = [bleu.sentence_score(one, [two or " "]) for one, two in zip(said, right, strict=True)]
     return [BleuCounts(score.counts, score.totals, score.sys_len, score.ref_len) for score in scores]
 
 
@@ -206,15 +209,32 @@ def _common(first: Sequence[str], second: Sequence[str]) -> int:
 
 
 def _tokens(text: str) -> list[str]:
-    tokens: list[str] = _tokenizer()(text).split()
-    return tokens
+    return _tokenizer()(text)
+
+
+class _Tokenizer:
+    """sacrebleu's tokenizer 13a, kept from remembering texts: it would keep 65,536 of them, several times over."""
+
+    def __init__(self) -> None:
+        from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+        from sacrebleu.tokenizers.tokenizer_re import TokenizerRegexp
+
+        self._tokenize = Tokenizer13a()
+        self._memories: list[Any] = [Tokenizer13a.__call__, TokenizerRegexp.__call__]
+        self._met = 0
+
+    def __call__(self, text: str) -> list[str]:
+        self._met += 1
+        if self._met % _TEXTS == 0:
+            for memory in self._memories:
+                memory.cache_clear()
+        tokens: list[str] = self._tokenize(text).split()
+        return tokens
 
 
 @cache
-def _tokenizer() -> Callable[[str], str]:
-    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
-
-    return Tokenizer13a()
+def _tokenizer() -> _Tokenizer:
+    return _Tokenizer()
 
 
 class _Stemmer:

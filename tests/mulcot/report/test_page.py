@@ -180,7 +180,7 @@ def test_hostile_texts_stay_texts(hand_run, read_page, capsys):
     def hostile(row: Prediction) -> Prediction:
         words = hand_run.rationale(row.answer.label, quiet)
         return hand_run.prediction(0, row.answer.label, row.gold, post_id=row.answer.post_id + quiet, text=quiet,
-                                   aspect=quiet, image=quiet, rationale=words)  # fmt: skip
+                                   aspect=quiet, image=quiet * 40, rationale=words)  # fmt: skip
 
     hand_run.teacher()
     title = f"student {quiet}"
