@@ -34,7 +34,10 @@ def test_another_split_shows_no_published_number(hand_run, tmp_path, read_page, 
     main_report(["--run_dir", str(hand_run.folder), "--published", str(file)])
     text = read_page(hand_run.folder / "report.html").words
     assert "0.750" not in text
-    assert "Published numbers are not shown: 1 rows of --published are of other data than this run's" in text
+    assert (
+        "not shown, since they are of other data than this run's: 1. This run has the splits of none of the four data"
+        in text
+    )
 
 
 @pytest.mark.parametrize(
