@@ -37,6 +37,8 @@ from mulcot.types import RATIONALE_KEYS, RationaleRecord
 
 POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """What the page allows itself: its own styles and pictures, nothing from elsewhere, no script."""
+_MOST_HASHES: Final = 20
+"""Files of a stage whose hashes are listed; its manifest has all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ def run_page(run: Run, result: Mapping[str, Any], published: Sequence[PublishedR
         example_groups=_examples(run, known, chain.run_dir),
         example_model=shown_model(run),
         rationale_keys=list(RATIONALE_KEYS),
+        most_hashes=_MOST_HASHES,
         origins=origins(run.folder, chain, [stage.name for stage in run.stages]),
     )
 

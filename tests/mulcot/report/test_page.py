@@ -284,6 +284,17 @@ def test_how_to_reproduce_is_told(whole, read_page, capsys):
     assert [dd.attributes["title"] for dd in details.all("dd") if dd.text == "in.jsonl"] == ["a" * 64]
 
 
+def test_a_stage_of_many_files_points_to_its_manifest(hand_run, read_page, capsys):
+    path = hand_run.teacher() / "manifest.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["outputs"] = {f"images/{n:03d}.png": f"{n:064d}" for n in range(137)}
+    path.write_text(json.dumps(values), encoding="utf-8")
+    report(hand_run.folder)
+    page = read_page(hand_run.folder / "report.html")
+    assert [dd.text for dd in page.all("dd") if dd.text.endswith(".png")][-1] == "images/019.png"
+    assert "117 more in teacher/manifest.json." in page.text
+
+
 @pytest.mark.parametrize("stage", ["teacher", "assistant", "alone", "student"])
 def test_a_run_with_one_stage_has_a_page(hand_run, read_page, stage, capsys):
     title = {"alone": "student, labels alone", "student": "student, distilled"}.get(stage, stage)
