@@ -45,10 +45,10 @@ def verdict(result: Mapping[str, Any]) -> str | None:
         return None
     better, worse = sum(one["low"] > 0 for one in known), sum(one["high"] < 0 for one in known)
     told = {
-        (0, 0): "no difference in accuracy can be told from chance",
-        (len(known), 0): "its accuracy is higher beyond chance",
-        (0, len(known)): "its accuracy is lower beyond chance",
-    }.get((better, worse), f"its accuracy is higher beyond chance in {better} and lower in {worse}")
+        (0, 0): "no difference can be told from chance",
+        (len(known), 0): "it is higher beyond chance",
+        (0, len(known)): "it is lower beyond chance",
+    }.get((better, worse), f"it is higher beyond chance in {better} of {len(known)} seeds and lower in {worse}")
     mean = decimal(found["mean"]["accuracy"]["mean"], sign=True)
     return (
         f"{found['system'].capitalize()} against {found['baseline']}, the same posts, {len(known)} seed"

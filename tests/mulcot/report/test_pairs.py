@@ -5,6 +5,7 @@ import pytest
 from mulcot.predictions import Prediction, read_predictions
 from mulcot.report import collect
 from mulcot.report.pairs import paired
+from mulcot.report.summary import verdict
 from mulcot.types import InputError
 
 LABELS = ("positive", "neutral", "negative")
@@ -99,3 +100,22 @@ def test_predictions_that_contradict_the_metrics_are_noted(hand_run):
         "student/predictions.jsonl has 9 right answers and its metrics.json 10: one of them is older; test the stage "
         "again"
     ]
+
+
+@pytest.mark.parametrize(
+    ("intervals", "told"),
+    [
+        ([(-0.1, 0.1), (0.0, 0.2)], "no difference can be told from chance"),
+        ([(0.1, 0.3), (0.05, 0.2)], "it is higher beyond chance"),
+        ([(-0.3, -0.1)], "it is lower beyond chance"),
+        ([(0.1, 0.3), (-0.1, 0.2), (-0.2, -0.1)], "it is higher beyond chance in 1 of 3 seeds and lower in 1"),
+    ],
+)
+def test_the_first_lines_say_what_the_intervals_allow(intervals, told):
+    seeds = [{"differences": {"accuracy": {"difference": 0.0, "low": low, "high": high}}} for low, high in intervals]
+    mean = {"accuracy": {"mean": -0.25, "sd": None, "n": 1}}
+    found = {"system": "student, distilled", "baseline": "student, labels alone", "seeds": seeds, "mean": mean}
+    said = verdict({"differences": [found]})
+    assert said is not None
+    assert said.endswith(f"mean difference in accuracy −0.250; by the 95% bootstrap intervals over posts {told}.")
+    assert verdict({"differences": []}) is None
