@@ -117,6 +117,19 @@ def test_metrics_and_predictions_agree(chain: Path) -> None:
     assert sum(metrics["train_label_counts"].values()) == 48
 
 
+def test_mulcot_eval_of_a_stages_files_is_what_the_stage_measured(chain: Path, tmp_path: Path) -> None:
+    mine = json.loads((chain / "student" / "metrics.json").read_text())["test"]
+    files = [str(chain / "student" / "predictions.jsonl"), str(chain / "teacher" / "rationales-test.jsonl")]
+    out = tmp_path / "scores.json"
+    options = ["--skip", "meteor", "sim", "--json", str(out)]
+    assert main(["eval", "--predictions", files[0], "--references", files[1], *options]) == 0
+    found = json.loads(out.read_text())
+    assert found["classification"] == mine["classification"]
+    assert found["classification"]["ece"] is not None
+    assert mine["reasoning"].pop("unavailable").keys() == {"meteor", "sim"}
+    assert {name: found["reasoning"][name] for name in mine["reasoning"]} == mine["reasoning"]
+
+
 def test_augmentation_keeps_only_right_and_new_rationales(chain: Path) -> None:
     metrics = json.loads((chain / "augment" / "metrics.json").read_text())
     kept = [RationaleRecord.from_dict(line) for line in lines(chain / "augment" / "rationales-train.jsonl")]  # type: ignore[arg-type]
