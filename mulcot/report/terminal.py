@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mulcot.report.run import BASELINE, DISTILLED
+from mulcot.report.run import DISTILLED
 from mulcot.report.systems import COLUMNS
 from mulcot.report.tables import DASH, decimal, duration, interval, p_value
 
