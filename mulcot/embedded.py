@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 from jsonargparse import ArgumentParser
 
@@ -14,6 +15,8 @@ from mulcot.files import write_atomic
 from mulcot.manifests import input_digests, make_manifest, output_digests, write_manifest
 from mulcot.prompts import get_prompt
 from mulcot.types import DEFAULT_LABELS, TASKS, InputError, MissingInputError, Post
+
+_POST_KEYS: Final = ("id", "text", "aspect", "label", "image")
 
 
 def demo_posts(out: Path, train: int = 1000, val: int = 150, test: int = 300, seed: int = 0) -> None:
@@ -104,5 +107,7 @@ def _texts(corpus: Sequence[Path]) -> Iterator[str]:
             except ValueError as error:
                 raise InputError(f"{path} line {number}: not JSON ({error}); each line must be one object") from error
             yield from prompts
-            yield json.dumps(values.get("rationale", values), ensure_ascii=False)
+            # Without the groups that a post belongs to, such as `conflict`: no model reads them.
+            written = {key: value for key, value in values.items() if key in _POST_KEYS}
+            yield json.dumps(values.get("rationale", written), ensure_ascii=False)
             yield from (str(values[key]) for key in ("text", "aspect") if values.get(key))
