@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, cast
 
 import numpy as np
+import torch
 from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
 from data_modules.batching import Counts, StepSampler, token_batches
 from data_modules.collate import PostSet, QuestionSet, ResponseSet, TrainingPosts, TrainingSet
 from data_modules.encoded import EncodedPosts, Ragged, encoder_key
-from data_modules.packing import BatchLoader, PackedBatches
+from data_modules.packing import BatchLoader, PackedBatches, stand_alone
 from data_modules.post_table import has_aspects, ids_of, label_counts, label_numbers
 from data_modules.rationales import iterate_rationales, read_rationales
 from data_modules.readers import Converted, Reader
@@ -139,6 +140,21 @@ class MultimodalDataModule(LightningDataModule):
         self.source = PostSource(posts, self.log_of_rows, limit)
         self._encoded: dict[tuple[Split, tuple[Task, ...]], EncodedPosts] = {}
         self._training: TrainingPosts | None = None
+        self._seen = (0, 0)
+        self.begins_epoch_anew = False
+        """Whether a resumed fit takes the posts of its epoch from the first one: they, or the steps, are others."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where in the training posts the fit is, for its checkpoint: the epoch, and how many of its steps are done."""
+        trainer = self._trainer
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        if batches >= trainer.num_training_batches:  # the epoch is over, and `current_epoch` may be the next one
+            batches = 0
+        return {"epoch": trainer.current_epoch, "steps": batches // trainer.accumulate_grad_batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Has the training loader begin behind what was seen."""
+        self._seen = (state_dict["epoch"], 0 if self.begins_epoch_anew else state_dict["steps"])
 
     def posts(self, split: Split) -> Sequence[Post]:
         """The posts of a split, read once."""
@@ -187,6 +203,7 @@ class MultimodalDataModule(LightningDataModule):
             trainer.world_size,
             self.seed,
             self.length_pool,
+            self._seen,
         )
         return self._loader(data, sampler=sampler)
 
@@ -368,7 +385,12 @@ class MultimodalDataModule(LightningDataModule):
 
     def _loader(self, data: Dataset[Any], **kwargs: Any) -> DataLoader[Any]:
         return BatchLoader(
-            PackedBatches(data), num_workers=self.num_workers, persistent_workers=self.num_workers > 0, **kwargs
+            PackedBatches(data),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            worker_init_fn=stand_alone,
+            generator=torch.Generator(),  # a loader draws a seed whenever it begins: from dropout's generator otherwise
+            **kwargs,
         )
 
     @property

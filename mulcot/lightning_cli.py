@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -25,13 +26,24 @@ from transformers.utils import logging as transformers_logging
 from data_modules import readers as _readers  # noqa: F401 (registers the readers' short class names)
 from data_modules.multimodal import MultimodalDataModule
 from mulcot import teachers as _teachers  # noqa: F401 (registers the teachers' short class names)
-from mulcot.callbacks import BestEpoch, DistillationLoss, HeldOutLosses, Inspection, ProgressFile, RandomStates
+from mulcot.callbacks import (
+    BestEpoch,
+    DistillationLoss,
+    HeldOutLosses,
+    Inspection,
+    ProgressFile,
+    RandomStates,
+    StepCheckpoints,
+)
 from mulcot.checkpoints import DurableCheckpointIO, read_checkpoint
 from mulcot.config_errors import check_unicode, explain_config_error
 from mulcot.config_overlays import NamedConfigFile, with_nulls_kept, with_values_replaced
 from mulcot.files import write_atomic
-from mulcot.manifests import command_key, input_digests
+from mulcot.ground import FORMAT, check_allowed, ground_of
+from mulcot.interruptions import Interrupted, Interruptions, requeue
+from mulcot.manifests import command_key, input_digests, package_versions, recorded_name
 from mulcot.models import MODEL_FOLDER, find_model, load_trained
+from mulcot.resuming import find_resumed
 from mulcot.stage_folder import METRICS, StageFolder, check_stage_name
 from mulcot.types import InputError, MissingInputError
 from stages import TeacherStage
@@ -61,12 +73,12 @@ class MulcotCLI(LightningCLI):
 
     Args:
         args: the command line without the program's name.
-        scratch: where a `fast_dev_run` puts what it makes, instead of into its stage's folder.
+        interruptions: tells of signals.
     """
 
-    def __init__(self, args: Sequence[str], scratch: Path) -> None:
+    def __init__(self, args: Sequence[str], interruptions: Interruptions) -> None:
         self.argv = list(args)
-        self.scratch = scratch
+        self.interruptions = interruptions
         self.started = datetime.now(UTC)
         jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         super().__init__(
@@ -120,6 +132,9 @@ class MulcotCLI(LightningCLI):
         parser.add_argument("--stage_dir", type=Path, help="Where the stage keeps what it makes.")
         parser.add_argument("--data_root", type=str, default=".", help="Where the data set lies, for configs to use.")
         parser.add_argument("--fresh", action="store_true", help="Starts anew, removing what the stage made before.")
+        parser.add_argument(
+            "--allow_changed", type=str, help="Resumes although these have changed, such as data,seed; see README."
+        )
         parser.add_argument("--yes", action=ActionYesNo, nargs="?", help="Sends requests that cost money unasked.")
         parser.add_argument("--test_after_fit", type=bool, default=True, help="Evaluates the best epoch after fit.")
         parser.add_argument(
@@ -127,6 +142,7 @@ class MulcotCLI(LightningCLI):
         )
         parser.add_lightning_class_args(HeldOutLosses, "held_out")
         parser.add_lightning_class_args(Inspection, "inspection")
+        parser.add_lightning_class_args(StepCheckpoints, "checkpoints")
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
     # -- instantiation ----------------------------------------------------------------------------------------------
@@ -140,9 +156,11 @@ class MulcotCLI(LightningCLI):
         """Refuses to run over a finished stage, before anything is loaded; a `fast_dev_run` leaves nothing behind."""
         self.key = command_key(self.argv)
         check_stage_name(str(self._get(self.config, "stage")))
+        self.allowed = check_allowed(self._get(self.config, "allow_changed"))
         if self._get(self.config, "trainer.fast_dev_run"):
+            self._scratch = TemporaryDirectory(prefix="mulcot-")  # gone with this object
             given = self.config[str(self.subcommand)]
-            given["stage_dir"] = given["model.init_args.stage_dir"] = self.scratch
+            given["stage_dir"] = given["model.init_args.stage_dir"] = Path(self._scratch.name)
         self.folder = StageFolder(self.stage_dir)
         fresh = self._get(self.config, "fresh")
         if self.subcommand in ("fit", "predict") and _is_first_process() and not fresh:
@@ -186,10 +204,13 @@ class MulcotCLI(LightningCLI):
                     filename=self.folder.best.stem,
                     monitor="val/selection",
                     mode="max",
-                    save_last=True,
+                    save_on_train_epoch_end=False,  # but after validation, before the last step is saved
                     enable_version_counter=False,
                 )
             )
+            saving = self._get(self.config_init, "checkpoints")
+            saving.path, saving.interruptions = self.folder.last, self.interruptions
+            callbacks.append(saving)
             if config.get("logger") is not False:
                 callbacks.append(LearningRateMonitor(logging_interval="step"))
             for name in ("inspection", "held_out"):
@@ -198,6 +219,7 @@ class MulcotCLI(LightningCLI):
                     callbacks.append(watching)
         plugins = config.get("plugins") or []
         config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), DurableCheckpointIO()]
+        self.interruptions.requeues = all(getattr(plugin, "auto_requeue", True) for plugin in config["plugins"])
         return self._instantiate_trainer({**config, **kwargs}, callbacks)
 
     # -- what happens around a verb ---------------------------------------------------------------------------------
@@ -207,16 +229,20 @@ class MulcotCLI(LightningCLI):
         if isinstance(self.model, TeacherStage):
             raise InputError("the teacher is not trained: label posts with `mulcot predict --config teacher.yaml`")
         self._begin()
-        last = self.folder.last
-        if last.is_file() and not self.config_init["fit"].get("ckpt_path"):
-            origin = read_checkpoint(last, mmap=True).get("mulcot", {})
-            if origin.get("command_key") != self.key:
-                raise InputError(
-                    f"{self.stage_dir} holds an unfinished fit of another configuration: give --fresh to start anew, "
-                    f"or the configuration that it was begun with ({self.stage_dir / 'config-fit.yaml'})"
-                )
-            self.config_init["fit"]["ckpt_path"] = str(last)
-        self.model.command_key = self.key
+        self.model.origin = {"format": FORMAT, "ground": self._ground(), "versions": package_versions()}
+        named = self.config_init["fit"].get("ckpt_path")
+        paths = [Path(named)] if named else self.folder.checkpoints
+        resumed = find_resumed(paths, self.model.origin["ground"], self.allowed, named=named is not None)
+        if resumed is not None:
+            self.config_init["fit"]["ckpt_path"] = str(resumed.path)
+            self.datamodule.begins_epoch_anew = resumed.begins_epoch_anew
+
+    def _ground(self) -> dict[str, dict[str, Any]]:
+        """What this fit stands on."""
+        stage = cast(ModelStage, self.model)
+        config = self.config[str(self.subcommand)].as_dict()
+        names = [recorded_name(self.stage_dir, Path(name)) for name in stage.input_models()]
+        return ground_of(config, self.inputs, names, stage.encoder.fingerprint(), self.trainer.world_size)
 
     def after_fit(self) -> None:
         """Saves the best epoch as a Hugging Face folder, evaluates it, and declares the stage done."""
@@ -348,8 +374,10 @@ class MulcotCLI(LightningCLI):
 def run_stage(argv: Sequence[str]) -> int:
     """Runs one Lightning verb; the exit code says whether it came to its end."""
     # Tips for other products, a bar for each file that is read and advice that does not apply here would bury what a
-    # reader looks for: resuming into a folder with checkpoints is meant, and so is decoding in the main process.
+    # reader looks for: resuming into a folder with checkpoints is meant, the data module knows what an epoch has seen,
+    # and decoding in the main process is meant, too.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     warnings.filterwarnings("ignore", message="It is recommended to use `self.log")  # what is logged is of all ranks
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec")  # lightning 2.6.6 on the newest torch
@@ -359,16 +387,25 @@ def run_stage(argv: Sequence[str]) -> int:
     # A class of the user's own lies beside the configuration, and never hides an installed package.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
-    try:
-        with TemporaryDirectory(prefix="mulcot-") as scratch:
-            MulcotCLI(argv, Path(scratch))
-    except MisconfigurationException as error:
-        raise InputError(_first_line(error)) from error
-    except SystemExit as left:
-        if isinstance(left.__context__, KeyboardInterrupt):  # Lightning leaves with 1 after Ctrl-C
-            raise KeyboardInterrupt from left
-        raise
+    with Interruptions() as interruptions:
+        try:
+            MulcotCLI(argv, interruptions)
+        except MisconfigurationException as error:
+            raise InputError(_first_line(error)) from error
+        except (SystemExit, KeyboardInterrupt) as left:
+            cause = left.__context__ if isinstance(left, SystemExit) else left
+            if not isinstance(cause, KeyboardInterrupt):
+                raise
+            if isinstance(cause, Interrupted) and cause.number == signal.SIGUSR1 and interruptions.requeues:
+                _requeue()
+            raise cause from None  # Lightning leaves with 1 after Ctrl-C
     return 0
+
+
+def _requeue() -> None:
+    """Has SLURM start the job again, unless `mulcot run` does so for all its steps."""
+    if _is_first_process() and "MULCOT_CHAIN" not in os.environ:
+        requeue()
 
 
 def _is_first_process() -> bool:

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from mulcot.checkpoints import LAST, PREVIOUS
 from mulcot.files import write_atomic
 from mulcot.manifests import MANIFEST_NAME, make_manifest, output_digests, read_manifest, write_manifest
 from mulcot.models import MODEL_FOLDER
@@ -46,8 +47,13 @@ class StageFolder:
 
     @property
     def last(self) -> Path:
-        """The checkpoint of the last epoch, to resume from."""
-        return self.path / "checkpoints" / "last.ckpt"
+        """The checkpoint of the last step that was saved, to resume from."""
+        return self.path / "checkpoints" / LAST
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """All checkpoints that a fit can go on from, the newest first."""
+        return [self.last, self.last.with_name(PREVIOUS), self.best]
 
     def refuse_finished(self) -> None:
         """Raises an InputError when the stage is done."""

@@ -13,6 +13,7 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mulcot.callbacks import DistillationLoss, Inspection, Judged
 from mulcot.losses import Schedule
@@ -118,7 +119,7 @@ class ModelStage(LightningModule):
         self.activation_checkpointing = activation_checkpointing
         self.compile_layers = compile_layers
         self.strict_loading = False  # a checkpoint holds what is trained, not the frozen base
-        self.command_key = ""  # the command line's fingerprint, set by the command line
+        self.origin: dict[str, Any] = {}  # what a checkpoint keeps of the run, set by the command line
         self.predictions_name = FIT_PREDICTIONS
         self.model: nn.Module | None = None
         self.soft_label_fingerprint: dict[str, str] | None = None
@@ -311,9 +312,24 @@ class ModelStage(LightningModule):
             "labels": list(self.labels),
             "image_size": list(self.image_size) if self.image_size else None,
             "pad_end": self.pad_end,
-            "command_key": self.command_key,
+            **self.origin,
             "val_metrics": self.val_metrics,
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses what was trained on another model before a part of it is taken."""
+        assert self.model is not None
+        mine = {f"model.{name}": value for name, value in trained_state(self.model).items()} | {
+            f"projections.{name}": value for name, value in trained_state(self.projections).items()
+        }
+        theirs = checkpoint["state_dict"]
+        for name in (*mine, *theirs):
+            old, new = theirs.get(name), mine.get(name)
+            if old is None or new is None or old.shape != new.shape:
+                raise InputError(
+                    "the checkpoint's weights do not fit this model, which no --allow_changed helps against: "
+                    f"{name} was {_shape(old)}, is {_shape(new)}"
+                )
 
     # -- evaluation -------------------------------------------------------------------------------------------------
 
@@ -348,6 +364,14 @@ class ModelStage(LightningModule):
         logged = {f"val/{name}": float(scores[name]) for name in ("accuracy", "macro_f1", "weighted_f1")}
         self.log_dict(logged | {"val/selection": selection}, prog_bar=False)
         self.val_metrics = {"classification": scores}
+        scheduler = self.lr_schedulers()
+        if isinstance(scheduler, ReduceLROnPlateau) and not self.trainer.sanity_checking:
+            scheduler.step(scores["accuracy"])  # before the epoch is saved; Lightning's time for it is after that
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """See the base class; a plateau is looked at by `on_validation_epoch_end`."""
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            super().lr_scheduler_step(scheduler, metric)
 
     def on_test_epoch_end(self) -> None:
         """Computes every metric over all ranks and writes the predictions."""
@@ -386,6 +410,10 @@ class ModelStage(LightningModule):
         """Writes the model as an ordinary Hugging Face folder."""
         assert self.model is not None
         save_model(self.model, self.encoder.processor, RowSettings(self.labels, self.image_size, self.pad_end), folder)
+
+
+def _shape(weight: Tensor | None) -> str:
+    return "not there" if weight is None else str(list(weight.shape))
 
 
 def _checked_weights(given: dict[Task, float] | None) -> dict[Task, float]:

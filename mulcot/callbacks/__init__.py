@@ -18,6 +18,7 @@ from mulcot.callbacks.soft_losses import (
     TotalVariation,
     UniversalLogit,
 )
+from mulcot.callbacks.step_checkpoints import StepCheckpoints
 from mulcot.callbacks.task_loss import TaskLoss
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "SkewedKL",
     "SkewedReverseKL",
     "SoftLoss",
+    "StepCheckpoints",
     "TaskLoss",
     "TotalVariation",
     "UniversalLogit",
