@@ -8,7 +8,7 @@ import secrets
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
@@ -44,8 +44,8 @@ class DurableCheckpointIO(CheckpointIO):
         Raises:
             TypeError: `storage_options` are given, or the checkpoint holds an object that could not be loaded again
                 without running code. An earlier checkpoint of this name is still there then.
-            InputError: The path is not local, or there is no room for it; the message says how much it needs and how much is free. The earlier
-                one is still there.
+            InputError: The path is not local, or there is no room for it; the message says how much it needs and how
+                much is free. The earlier one is still there.
             OSError: It could not be written for another reason; the earlier one is still there.
         """
         if storage_options is not None:
@@ -151,7 +151,7 @@ def _write(checkpoint: dict[str, Any], temporary: Path, target: Path) -> None:
     with os.fdopen(handle, "wb") as file:
         hashed = HashedFile(file)
         try:
-            torch.save(checkpoint, hashed)
+            torch.save(checkpoint, cast(Any, hashed))
             hashed.flush()
             os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:

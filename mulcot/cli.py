@@ -16,11 +16,11 @@ from mulcot.types import InputError
 
 VERBS: Final[dict[str, tuple[str, str]]] = {
     "run": ("mulcot.chain:main_run", "runs the whole chain: mulcot run --config demo.yaml"),
-    "fit": ("mulcot.lightning_cli:run_stage", "trains one stage: mulcot fit --config student.yaml"),
-    "validate": ("mulcot.lightning_cli:run_stage", "evaluates a trained stage on the validation split"),
-    "test": ("mulcot.lightning_cli:run_stage", "evaluates a trained stage on the test split"),
+    "fit": ("mulcot.stage_process:run_stage", "trains one stage: mulcot fit --config student.yaml"),
+    "validate": ("mulcot.stage_process:run_stage", "evaluates a trained stage on the validation split"),
+    "test": ("mulcot.stage_process:run_stage", "evaluates a trained stage on the test split"),
     "predict": (
-        "mulcot.lightning_cli:run_stage",
+        "mulcot.stage_process:run_stage",
         "labels posts (teacher.yaml), samples rationales (augment.yaml), caches soft labels (soft_labels.yaml)",
     ),
     "data": ("mulcot.data_commands:main_data", "checks, converts and splits posts: mulcot data check --help"),

@@ -131,9 +131,9 @@ def check_ground(found: Ground | None, wanted: Ground, allowed: Collection[str],
     changed = {name: told for name in NAMES if (told := _differences(found.get(name, {}), wanted[name]))}
     refused = [name for name in changed if name not in allowed]
     if refused:
-        told = "; ".join(f"{name}: {', '.join(changed[name])}" for name in refused)
+        sides = "; ".join(f"{name}: {', '.join(changed[name])}" for name in refused)
         raise InputError(
-            f"{where} was begun on other ground: {told}. Give back what was, go on with the change "
+            f"{where} was begun on other ground: {sides}. Give back what was, go on with the change "
             f"(--allow_changed {','.join(changed)}), or start anew (--fresh)"
         )
     return list(changed)

@@ -85,12 +85,10 @@ class Interruptions:
         now = time.monotonic()
         if not self.received:
             self.received, self._since = number, now
+            if not self.held:
+                raise Interrupted(number)
         elif number == signal.SIGINT and now - self._since > _ONE_KEYSTROKE:
             os._exit(exit_code(number))
-        elif self.held:
-            return
-        if not self.held:
-            raise Interrupted(self.received)
 
 
 def requeue() -> None:

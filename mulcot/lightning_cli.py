@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
-import sys
-import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +19,6 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from transformers.utils import logging as transformers_logging
 
 from data_modules import readers as _readers  # noqa: F401 (registers the readers' short class names)
 from data_modules.multimodal import MultimodalDataModule
@@ -40,7 +37,7 @@ from mulcot.config_errors import check_unicode, explain_config_error
 from mulcot.config_overlays import NamedConfigFile, with_nulls_kept, with_values_replaced
 from mulcot.files import write_atomic
 from mulcot.ground import FORMAT, check_allowed, ground_of
-from mulcot.interruptions import Interrupted, Interruptions, requeue
+from mulcot.interruptions import Interruptions
 from mulcot.manifests import command_key, input_digests, package_versions, recorded_name
 from mulcot.models import MODEL_FOLDER, find_model, load_trained
 from mulcot.resuming import find_resumed
@@ -74,11 +71,13 @@ class MulcotCLI(LightningCLI):
     Args:
         args: the command line without the program's name.
         interruptions: tells of signals.
+        resources: holds the stage's folder until the process is done with it.
     """
 
-    def __init__(self, args: Sequence[str], interruptions: Interruptions) -> None:
+    def __init__(self, args: Sequence[str], interruptions: Interruptions, resources: ExitStack) -> None:
         self.argv = list(args)
         self.interruptions = interruptions
+        self.resources = resources
         self.started = datetime.now(UTC)
         jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         super().__init__(
@@ -163,7 +162,7 @@ class MulcotCLI(LightningCLI):
             given["stage_dir"] = given["model.init_args.stage_dir"] = Path(self._scratch.name)
         self.folder = StageFolder(self.stage_dir)
         fresh = self._get(self.config, "fresh")
-        if self.subcommand in ("fit", "predict") and _is_first_process() and not fresh:
+        if self.subcommand in ("fit", "predict") and is_first_process() and not fresh:
             self.folder.refuse_finished()
 
     def instantiate_classes(self) -> None:
@@ -184,7 +183,7 @@ class MulcotCLI(LightningCLI):
             if refusals:
                 raise refusals[0] from None  # the parser's own error spells every argument, a misplaced key too
             if isinstance(error, MisconfigurationException):
-                raise InputError(f"trainer: {_first_line(error)}") from error
+                raise InputError(f"trainer: {first_line(error)}") from error
             raise InputError(explain_config_error(error, self.argv, self.parser)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -350,7 +349,7 @@ class MulcotCLI(LightningCLI):
     def _list_bad_rows(self) -> bool:
         """Writes the wrong rows that were met so far; whether there were any."""
         log = self.datamodule.log_of_rows
-        if log.bad and _is_first_process():
+        if log.bad and is_first_process():
             log.write(self.stage_dir / BAD_ROWS)
         return bool(log.bad)
 
@@ -366,52 +365,17 @@ class MulcotCLI(LightningCLI):
             raise
         paths = [*self.datamodule.files(), *(Path(model) for model in models)]
         self.inputs = input_digests(self.stage_dir, [path for path in paths if path.exists()])
-        if _is_first_process():
+        if is_first_process():
+            self.resources.enter_context(self.folder.held())
             self.folder.begin(self.key, fresh=bool(self._get(self.config, "fresh")))
         self._list_bad_rows()
 
 
-def run_stage(argv: Sequence[str]) -> int:
-    """Runs one Lightning verb; the exit code says whether it came to its end."""
-    # Tips for other products, a bar for each file that is read and advice that does not apply here would bury what a
-    # reader looks for: resuming into a folder with checkpoints is meant, the data module knows what an epoch has seen,
-    # and decoding in the main process is meant, too.
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-    warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
-    warnings.filterwarnings("ignore", message=".*does not have many workers")
-    warnings.filterwarnings("ignore", message="It is recommended to use `self.log")  # what is logged is of all ranks
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec")  # lightning 2.6.6 on the newest torch
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft on the newest transformers
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    transformers_logging.disable_progress_bar()
-    # A class of the user's own lies beside the configuration, and never hides an installed package.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-    with Interruptions() as interruptions:
-        try:
-            MulcotCLI(argv, interruptions)
-        except MisconfigurationException as error:
-            raise InputError(_first_line(error)) from error
-        except (SystemExit, KeyboardInterrupt) as left:
-            cause = left.__context__ if isinstance(left, SystemExit) else left
-            if not isinstance(cause, KeyboardInterrupt):
-                raise
-            if isinstance(cause, Interrupted) and cause.number == signal.SIGUSR1 and interruptions.requeues:
-                _requeue()
-            raise cause from None  # Lightning leaves with 1 after Ctrl-C
-    return 0
-
-
-def _requeue() -> None:
-    """Has SLURM start the job again, unless `mulcot run` does so for all its steps."""
-    if _is_first_process() and "MULCOT_CHAIN" not in os.environ:
-        requeue()
-
-
-def _is_first_process() -> bool:
+def is_first_process() -> bool:
     """Whether this process decides what happens to files; under DDP the others are launched with the same arguments."""
     return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, without its tail of advice."""
     return str(error).strip().splitlines()[0]

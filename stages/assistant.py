@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import Literal
 
 from mulcot.callbacks import DistillationLoss
 from mulcot.files import write_atomic
@@ -18,6 +16,7 @@ from mulcot.prompts import get_prompt
 from mulcot.rows import Layout, MicroBatch, QuestionBatch, RowForm
 from mulcot.soft_labels import SoftLabelCache, SoftLabelForm, SoftLabelKind
 from mulcot.types import DEFAULT_LABELS, InputError, Task
+from stages.all_ranks import of_all_ranks
 from stages.augmentation import Augmentation, Sample, select
 from stages.base import ModelStage, PredictKind
 from stages.objective import Objective
@@ -211,13 +210,15 @@ class AssistantStage(ModelStage):
         if self._build is not None:
             self._close_soft_labels(self._build)
             return
-        samples = [sample for rank in self._gather_objects(self._samples) for sample in rank]
+        samples = [sample for rank in of_all_ranks(self.trainer, self._samples) for sample in rank]
         if self.trainer.is_global_zero:
             self._write_rationales(samples)
 
     def _close_soft_labels(self, build: SoftLabelBuild) -> None:
         build.writer.flush()
-        skipped = sum(self._gather_objects(build.skipped))  # waits for all ranks, so that rank 0 closes a whole cache
+        skipped = sum(
+            of_all_ranks(self.trainer, build.skipped)
+        )  # waits for all ranks, so that rank 0 closes a whole cache
         if not self.trainer.is_global_zero:
             return
         build.writer.close()
@@ -267,10 +268,3 @@ class AssistantStage(ModelStage):
             "kept": len(outcome.kept),
             "refused": outcome.counts(),
         }
-
-    def _gather_objects(self, mine: Any) -> list[Any]:
-        if self.trainer.world_size == 1:
-            return [mine]
-        ranks: list[Any] = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(ranks, mine)
-        return ranks

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -24,11 +23,13 @@ from mulcot.models import (
     Passes,
     Quantise,
     RowSettings,
+    check_fits,
     checkpoint_activations,
     compile_layers,
     find_model,
     load_model,
     load_processor,
+    model_origin,
     row_form,
     save_model,
     shared_refusal,
@@ -37,9 +38,10 @@ from mulcot.models import (
 from mulcot.predictions import Prediction, write_predictions
 from mulcot.rows import Layout, MicroBatch, QuestionBatch, RowEncoder, RowForm
 from mulcot.types import DEFAULT_LABELS, TASKS, InputError, Task
+from stages.all_ranks import of_all_ranks
 from stages.answering import Answering
 from stages.objective import Objective, StepLosses
-from stages.optimizer import Optimizer, adamw, clip, clips_itself, with_schedule
+from stages.optimizer import Gradients, Optimizer, adamw, has_loss_scale, with_schedule
 
 _LOG: Final = logging.getLogger(__name__)
 PredictKind = Literal["posts", "questions", "responses"]
@@ -133,6 +135,7 @@ class ModelStage(LightningModule):
         self.objective: Objective | None = None
         self._inspections: list[Inspection] = []
         self._step_losses = StepLosses()
+        self._gradients: Gradients | None = None
         self._answering: Answering | None = None
         self._judged: list[Judged] = []
         self.judged: list[Judged] = []
@@ -217,10 +220,9 @@ class ModelStage(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """See the base class; bf16 gradients of a fused optimizer are clipped, too."""
-        precision = self.trainer.precision_plugin
-        if gradient_clip_val and clips_itself(precision):
-            clip(precision, optimizer, gradient_clip_val, gradient_clip_algorithm)
+        """See the base class; gradients without a loss scale are clipped by the norm that the check took."""
+        if gradient_clip_val and self._gradients is not None:
+            self._gradients.clip(gradient_clip_val, gradient_clip_algorithm)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -279,13 +281,17 @@ class ModelStage(LightningModule):
         )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Checks the step's losses, and logs them over all micro-batches and ranks when it is time to log."""
+        """Checks the step's losses and gradients, and logs the losses of all ranks when it is time to log."""
         assert self.objective is not None
         step = self.trainer.global_step + 1
+        is_right = self._step_losses.is_finite(self.device).bool()
+        self._gradients = None if has_loss_scale(self.trainer.precision_plugin) else Gradients(optimizer)
+        if self._gradients is not None:
+            is_right = is_right & torch.isfinite(self._gradients.norm)
         # All ranks stop together: the gradients that they share are spoilt on each of them.
-        wrong = 1.0 - self._step_losses.is_finite(self.device).float()
-        if float(self.trainer.strategy.reduce(wrong, reduce_op="sum")) > 0:
-            self._step_losses.refuse(step)
+        if float(self.trainer.strategy.reduce(1.0 - is_right.float(), reduce_op="sum")) > 0:
+            spoilt = self._gradients.wrong(self.named_parameters()) if self._gradients is not None else []
+            self._step_losses.refuse(step, spoilt)
         sums = self._step_losses.take()
         if step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
@@ -300,36 +306,24 @@ class ModelStage(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what is trained, and says what it was trained from."""
-        assert self.model is not None
-        trained, source = trained_state(self.model), find_model(self.pretrained)
-        checkpoint["state_dict"] = {f"model.{name}": value for name, value in trained.items()} | {
-            f"projections.{name}": value for name, value in trained_state(self.projections).items()
-        }
+        checkpoint["state_dict"] = self._trained()
         checkpoint["mulcot"] = {
-            "pretrained": source.name if source.checkpoint is None else str(source.checkpoint),  # from any folder
-            "lora": asdict(self.lora) if self.lora else None,
-            "freeze_vision": self.freeze_vision,
+            **model_origin(self.pretrained, self.lora, self.freeze_vision),
             "labels": list(self.labels),
             "image_size": list(self.image_size) if self.image_size else None,
             "pad_end": self.pad_end,
-            **self.origin,
             "val_metrics": self.val_metrics,
+            **self.origin,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses what was trained on another model before a part of it is taken."""
+        check_fits(checkpoint["state_dict"], self._trained())
+
+    def _trained(self) -> dict[str, Tensor]:
         assert self.model is not None
-        mine = {f"model.{name}": value for name, value in trained_state(self.model).items()} | {
-            f"projections.{name}": value for name, value in trained_state(self.projections).items()
-        }
-        theirs = checkpoint["state_dict"]
-        for name in (*mine, *theirs):
-            old, new = theirs.get(name), mine.get(name)
-            if old is None or new is None or old.shape != new.shape:
-                raise InputError(
-                    "the checkpoint's weights do not fit this model, which no --allow_changed helps against: "
-                    f"{name} was {_shape(old)}, is {_shape(new)}"
-                )
+        parts = {"model": self.model, "projections": self.projections}
+        return {f"{name}.{key}": value for name, part in parts.items() for key, value in trained_state(part).items()}
 
     # -- evaluation -------------------------------------------------------------------------------------------------
 
@@ -399,10 +393,7 @@ class ModelStage(LightningModule):
     def _gather(self) -> list[Judged]:
         """This epoch's answers of all ranks, in the order of the posts."""
         mine, self._judged = self._judged, []
-        ranks: list[list[Judged]] = [mine]
-        if self.trainer.world_size > 1:
-            ranks = [[] for _ in range(self.trainer.world_size)]
-            torch.distributed.all_gather_object(ranks, mine)
+        ranks = of_all_ranks(self.trainer, mine)
         self.judged = sorted((judged for rank in ranks for judged in rank), key=lambda judged: judged[0])
         return self.judged
 
@@ -410,10 +401,6 @@ class ModelStage(LightningModule):
         """Writes the model as an ordinary Hugging Face folder."""
         assert self.model is not None
         save_model(self.model, self.encoder.processor, RowSettings(self.labels, self.image_size, self.pad_end), folder)
-
-
-def _shape(weight: Tensor | None) -> str:
-    return "not there" if weight is None else str(list(weight.shape))
 
 
 def _checked_weights(given: dict[Task, float] | None) -> dict[Task, float]:

@@ -74,7 +74,7 @@ def strike(hook: str, **init_args: Any) -> tuple[str, str]:
 # Imports take seconds: one process has them done and forks for every command, which then leads a process group.
 _FORKS = """
 import json, os, sys
-import mulcot.lightning_cli, stages, mulcot.models
+import mulcot.stage_process, stages, mulcot.models
 from mulcot.cli import main
 for line in sys.stdin:
     pid = os.fork()
