@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,8 +19,9 @@ from data_modules.post_table import has_aspects, ids_of, label_counts, label_num
 from data_modules.rationales import iterate_rationales, read_rationales
 from data_modules.readers import Converted, Reader
 from data_modules.readers.row_log import OnBadRow, RowLog
+from data_modules.row_user import RowUser
 from data_modules.source import PostSource, is_many, tell
-from mulcot.rows import Layout, RowCollator, RowEncoder, RowForm, TextRow
+from mulcot.rows import Layout, RowCollator, TextRow
 from mulcot.soft_labels import CachedView, SoftLabelCache, prompt_digest
 from mulcot.types import (
     SPLITS,
@@ -33,29 +34,7 @@ from mulcot.types import (
     Task,
 )
 
-PredictKind = Literal["posts", "questions", "responses"]
 Item = TypeVar("Item")
-
-
-class RowUser(Protocol):
-    """What the data module asks of the stage that it feeds."""
-
-    encoder: RowEncoder
-    """Encodes posts for the stage's model."""
-    pretrained: str
-    """The stage's model, for messages."""
-    tasks: Sequence[Task]
-    """The tasks that are trained or asked."""
-    predict_kind: PredictKind
-    """What `predict` wants: plain posts, prompts to answer, or the responses to be learnt."""
-    soft_label_fingerprint: dict[str, str] | None
-    """What a soft-label cache must have been built with; None when any will do."""
-    assistant_encoder: RowEncoder | None
-    """Encodes the same rows for an assistant beside the student; None where there is none, or it takes the same."""
-
-    def row_forms(self, layout: Layout, row_tokens: int | None) -> tuple[RowForm, RowForm]:
-        """In which form the stage's model and the assistant beside it take rows, when this one is wanted."""
-        ...
 
 
 class MultimodalDataModule(LightningDataModule):
@@ -113,8 +92,8 @@ class MultimodalDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        least_one = {"posts_per_step": posts_per_step, "length_pool": length_pool, "eval_batch_size": eval_batch_size}
-        for name, value in least_one.items():
+        sizes = {"posts_per_step": posts_per_step, "length_pool": length_pool, "eval_batch_size": eval_batch_size}
+        for name, value in sizes.items():
             if value < 1:
                 raise InputError(f"data.init_args.{name} is {value}; it must be 1 or more")
         self.reader = posts
@@ -141,8 +120,7 @@ class MultimodalDataModule(LightningDataModule):
         self._encoded: dict[tuple[Split, tuple[Task, ...]], EncodedPosts] = {}
         self._training: TrainingPosts | None = None
         self._seen = (0, 0)
-        self.begins_epoch_anew = False
-        """Whether a resumed fit takes the posts of its epoch from the first one: they, or the steps, are others."""
+        self.begins_epoch_anew = False  # set where the posts of a resumed fit, or its steps, are others
 
     def state_dict(self) -> dict[str, Any]:
         """Where in the training posts the fit is, for its checkpoint: the epoch, and how many of its steps are done."""
@@ -221,7 +199,7 @@ class MultimodalDataModule(LightningDataModule):
         if kind == "posts":
             return [self._posts_as_they_are(split) for split in self.predict_splits]
         if kind == "questions":
-            return [self._questions("train", ["reasoning"])]
+            return [self._questions("train", ["reasoning"], self._user.finished_posts())]
         return [self._responses(self.training_posts(), self._collator("train"))]
 
     def held_out_dataloader(self) -> DataLoader[Any]:
@@ -324,11 +302,16 @@ class MultimodalDataModule(LightningDataModule):
         ]
         return self._loader(PostSet(self._mine(batches, empty=range(0)), posts))
 
-    def _questions(self, split: Split, tasks: Sequence[Task]) -> DataLoader[Any]:
+    def _questions(self, split: Split, tasks: Sequence[Task], finished: Collection[str] = ()) -> DataLoader[Any]:
+        """The posts of a split as questions, without batches all of whose posts are finished."""
         references = self.references(split) if "reasoning" in tasks else {}
         encoded = self._encode(split, tasks)
         data = QuestionSet([], encoded, self._collator(split), tasks, references)
-        data.slices = self._mine(self._batches(*data.sizes()), empty=[])
+        batches = self._batches(*data.sizes())
+        if finished:  # batches stay what they are: in other company a row's last digits are others
+            ids = ids_of(self.posts(split))
+            batches = [batch for batch in batches if not all(ids[number] in finished for number in batch)]
+        data.slices = self._mine(batches, empty=[])
         return self._loader(data)
 
     def references(self, split: Split) -> dict[str, RationaleRecord]:
@@ -389,7 +372,7 @@ class MultimodalDataModule(LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             worker_init_fn=stand_alone,
-            generator=torch.Generator(),  # a loader draws a seed whenever it begins: from dropout's generator otherwise
+            generator=torch.Generator(),  # whenever it begins it draws a seed, else from dropout's generator
             **kwargs,
         )
 

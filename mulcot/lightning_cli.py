@@ -365,6 +365,8 @@ class MulcotCLI(LightningCLI):
             raise
         paths = [*self.datamodule.files(), *(Path(model) for model in models)]
         self.inputs = input_digests(self.stage_dir, [path for path in paths if path.exists()])
+        if isinstance(self.model, ModelStage):
+            self.model.inputs = self.inputs
         if is_first_process():
             self.resources.enter_context(self.folder.held())
             self.folder.begin(self.key, fresh=bool(self._get(self.config, "fresh")))

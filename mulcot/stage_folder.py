@@ -20,6 +20,7 @@ from mulcot.manifests import MANIFEST_NAME, make_manifest, output_digests, read_
 from mulcot.models import MODEL_FOLDER
 from mulcot.types import InputError
 from stages.base import TEST_PREDICTIONS
+from stages.sample_log import SAMPLES
 
 LOCK: Final = ".lock"
 KEPT_BY_FRESH: Final = {"log.txt", "command.key", LOCK}
@@ -117,6 +118,7 @@ class StageFolder:
         forget_digests(previous.parent, PREVIOUS)
         outputs = output_digests(self.path, sorted(made))
         write_manifest(self.path, make_manifest(argv, inputs=inputs, outputs=outputs, seed=seed, started=started))
+        shutil.rmtree(self.path / SAMPLES, ignore_errors=True)  # which only a resume would read
 
     def _empty(self) -> None:
         """Removes what a stage made before, the manifest first: half a stage must not look finished."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mulcot.callbacks import DistillationLoss, Inspection, Judged
 from mulcot.losses import Schedule
-from mulcot.metrics import ClassificationReport, ReasoningReport
+from mulcot.metrics import ReasoningReport
 from mulcot.models import (
     DType,
     Lora,
@@ -39,8 +39,8 @@ from mulcot.predictions import Prediction, write_predictions
 from mulcot.rows import Layout, MicroBatch, QuestionBatch, RowEncoder, RowForm
 from mulcot.types import DEFAULT_LABELS, TASKS, InputError, Task
 from stages.all_ranks import of_all_ranks
-from stages.answering import Answering
-from stages.objective import Objective, StepLosses
+from stages.answering import Answering, scores_of
+from stages.objective import Objective, StepLosses, checked_weights
 from stages.optimizer import Gradients, Optimizer, adamw, has_loss_scale, with_schedule
 
 _LOG: Final = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class ModelStage(LightningModule):
         self.stage_dir = Path(stage_dir)
         self.title = title
         self.labels = tuple(labels)
-        self.task_weights = _checked_weights(task_weights)
+        self.task_weights = checked_weights(task_weights)
         self.lora = lora
         self.freeze_vision = freeze_vision
         self.dtype_name = dtype
@@ -121,7 +121,9 @@ class ModelStage(LightningModule):
         self.activation_checkpointing = activation_checkpointing
         self.compile_layers = compile_layers
         self.strict_loading = False  # a checkpoint holds what is trained, not the frozen base
-        self.origin: dict[str, Any] = {}  # what a checkpoint keeps of the run, set by the command line
+        # What a checkpoint keeps of the run, and the digests of what the stage reads: set by the command line.
+        self.origin: dict[str, Any] = {}
+        self.inputs: dict[str, str] = {}
         self.predictions_name = FIT_PREDICTIONS
         self.model: nn.Module | None = None
         self.soft_label_fingerprint: dict[str, str] | None = None
@@ -153,6 +155,10 @@ class ModelStage(LightningModule):
     def tasks(self) -> tuple[Task, ...]:
         """The tasks with a weight."""
         return tuple(task for task in TASKS if self.task_weights[task] > 0)
+
+    def finished_posts(self) -> Collection[str]:
+        """The posts that an interrupted prediction has asked about already."""
+        return ()
 
     def row_forms(self, layout: Layout, row_tokens: int | None) -> tuple[RowForm, RowForm]:
         """In which form the model, and the assistant beside it, take rows when this one is wanted.
@@ -220,7 +226,7 @@ class ModelStage(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """See the base class; gradients without a loss scale are clipped by the norm that the check took."""
+        """See the base class; the norm that the check took serves again."""
         if gradient_clip_val and self._gradients is not None:
             self._gradients.clip(gradient_clip_val, gradient_clip_algorithm)
         else:
@@ -349,7 +355,7 @@ class ModelStage(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Logs accuracy and F1; `val/selection` orders epochs by accuracy, then by F1."""
         judged = self._gather()
-        scores = self._classification(judged)
+        scores = scores_of(judged, self.labels)
         if not scores["posts"]:
             raise InputError("no post of the validation split has a gold label: the best epoch cannot be chosen")
         # F1 moves by less than one post's worth of accuracy, so it decides between equal accuracies alone.
@@ -358,9 +364,9 @@ class ModelStage(LightningModule):
         logged = {f"val/{name}": float(scores[name]) for name in ("accuracy", "macro_f1", "weighted_f1")}
         self.log_dict(logged | {"val/selection": selection}, prog_bar=False)
         self.val_metrics = {"classification": scores}
-        scheduler = self.lr_schedulers()
-        if isinstance(scheduler, ReduceLROnPlateau) and not self.trainer.sanity_checking:
-            scheduler.step(scores["accuracy"])  # before the epoch is saved; Lightning's time for it is after that
+        plateau = self.lr_schedulers()
+        if isinstance(plateau, ReduceLROnPlateau) and not self.trainer.sanity_checking:
+            plateau.step(scores["accuracy"])  # before the epoch is saved: Lightning would do it after that
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """See the base class; a plateau is looked at by `on_validation_epoch_end`."""
@@ -370,7 +376,7 @@ class ModelStage(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Computes every metric over all ranks and writes the predictions."""
         judged = self._gather()
-        scores = self._classification(judged)
+        scores = scores_of(judged, self.labels)
         reasoning = None
         if "reasoning" in self.tasks:
             report = ReasoningReport(self.labels)
@@ -384,12 +390,6 @@ class ModelStage(LightningModule):
             made = [Prediction.of(post, answer) for _, answer, post, _ in judged]
             write_predictions(self.stage_dir / self.predictions_name, made)
 
-    def _classification(self, judged: Sequence[Judged]) -> dict[str, Any]:
-        report = ClassificationReport(self.labels)
-        known = [(answer.label, post.label) for _, answer, post, _ in judged if post.label is not None]
-        report.update([label for label, _ in known], [gold for _, gold in known])
-        return report.compute()
-
     def _gather(self) -> list[Judged]:
         """This epoch's answers of all ranks, in the order of the posts."""
         mine, self._judged = self._judged, []
@@ -401,10 +401,3 @@ class ModelStage(LightningModule):
         """Writes the model as an ordinary Hugging Face folder."""
         assert self.model is not None
         save_model(self.model, self.encoder.processor, RowSettings(self.labels, self.image_size, self.pad_end), folder)
-
-
-def _checked_weights(given: dict[Task, float] | None) -> dict[Task, float]:
-    weights: dict[Task, float] = dict.fromkeys(TASKS, 1.0) | (given or {})
-    if min(weights.values()) < 0 or max(weights.values()) == 0:
-        raise InputError(f"model.init_args.task_weights is {weights}; weights are 0 or more and one is above 0")
-    return weights

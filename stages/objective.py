@@ -14,7 +14,7 @@ from mulcot.losses import Schedule, Term, View, ViewKind, chunked_loss, is_const
 from mulcot.models import Layers, Passes, head_parts, hidden_layers, hidden_states
 from mulcot.rows import Inputs, RowBatch
 from mulcot.soft_labels import SoftLabelDescription
-from mulcot.types import InputError, Task
+from mulcot.types import TASKS, InputError, Task
 from stages.online_assistant import OnlineAssistant, Seen
 from stages.published import PublishedQuirks, bf16_kl, positions_everywhere
 
@@ -198,6 +198,21 @@ def _published_kl(term: ForwardKL, logits: Tensor, targets: Tensor, view: View |
     temperature = term.current_temperature
     loss = bf16_kl(logits, view, temperature)
     return loss * temperature**2 if term.scale_by_temperature else loss
+
+
+def checked_weights(given: dict[Task, float] | None) -> dict[Task, float]:
+    """The weight of every task.
+
+    Args:
+        given: those that were named; the others are 1.
+
+    Raises:
+        InputError: one is below 0, or none above.
+    """
+    weights: dict[Task, float] = dict.fromkeys(TASKS, 1.0) | (given or {})
+    if min(weights.values()) < 0 or max(weights.values()) == 0:
+        raise InputError(f"model.init_args.task_weights is {weights}; weights are 0 or more and one is above 0")
+    return weights
 
 
 class StepLosses:

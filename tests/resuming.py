@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,8 @@ class SignalAt(Callback):
         hook: the place: the name of a hook of Lightning, or `saving`, in the midst of writing a checkpoint.
         step: the first optimizer step, counted from 0, at which the place is meant.
         batch: the micro-batch of the epoch, or the validation batch, that is meant; null means any.
-        number: the signal.
-        seconds: after which a second signal of the kind is sent; null sends one.
+        number: the signal; 0 raises an error instead, which ends the fit without a save as well.
+        seconds: after which a second signal of the kind is sent, while the fit stands still; null sends one.
     """
 
     def __init__(
@@ -52,9 +54,15 @@ class SignalAt(Callback):
 
     def _strike(self, trainer: Any, pl_module: Any, *given: Any) -> None:
         is_batch = self.batch is None or (len(given) > 1 and self.batch in given[1:3])
-        if trainer.state.fn == "fit" and trainer.global_step >= self.step and is_batch and not self.is_done:
-            self.is_done = True
-            os.kill(os.getpid(), self.number)
+        if trainer.global_step < self.step or not is_batch or self.is_done:
+            return
+        self.is_done = True
+        if not self.number:
+            raise RuntimeError("pulled the plug")
+        os.kill(os.getpid(), self.number)
+        if self.seconds is not None:
+            threading.Timer(self.seconds, os.kill, (os.getpid(), self.number)).start()
+            time.sleep(self.seconds + 20)
 
     def _fsync(self, handle: int) -> None:
         trainer = getattr(self, "trainer", None)
@@ -204,8 +212,3 @@ def _of_values(one: dict[str, dict[int, set[float]]], other: dict[str, dict[int,
         if values != other[tag]:
             at = sorted(step for step in values.keys() | other[tag].keys() if values.get(step) != other[tag].get(step))
             yield f"{tag}: at {at}: {[(values.get(step), other[tag].get(step)) for step in at[:3]]}"
-
-
-def sequence(values: Sequence[object]) -> str:
-    """Some values for a message."""
-    return ", ".join(map(str, values))
