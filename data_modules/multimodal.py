@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -126,9 +126,8 @@ class MultimodalDataModule(LightningDataModule):
         """Where in the training posts the fit is, for its checkpoint: the epoch, and how many of its steps are done."""
         trainer = self._trainer
         batches = trainer.fit_loop.epoch_loop.batch_progress.current.completed
-        if batches >= trainer.num_training_batches:  # the epoch is over, and `current_epoch` may be the next one
-            batches = 0
-        return {"epoch": trainer.current_epoch, "steps": batches // trainer.accumulate_grad_batches}
+        is_over = batches >= trainer.num_training_batches  # and `current_epoch` may be the next one
+        return {"epoch": trainer.current_epoch, "steps": 0 if is_over else batches // trainer.accumulate_grad_batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Has the training loader begin behind what was seen."""

@@ -121,9 +121,8 @@ class ModelStage(LightningModule):
         self.activation_checkpointing = activation_checkpointing
         self.compile_layers = compile_layers
         self.strict_loading = False  # a checkpoint holds what is trained, not the frozen base
-        # What a checkpoint keeps of the run, and the digests of what the stage reads: set by the command line.
-        self.origin: dict[str, Any] = {}
-        self.inputs: dict[str, str] = {}
+        self.origin: dict[str, Any] = {}  # what a checkpoint keeps of the run: set by the command line
+        self.inputs: dict[str, str] = {}  # the digests of what the stage reads, likewise
         self.predictions_name = FIT_PREDICTIONS
         self.model: nn.Module | None = None
         self.soft_label_fingerprint: dict[str, str] | None = None
@@ -315,15 +314,14 @@ class ModelStage(LightningModule):
         checkpoint["state_dict"] = self._trained()
         checkpoint["mulcot"] = {
             **model_origin(self.pretrained, self.lora, self.freeze_vision),
-            "labels": list(self.labels),
-            "image_size": list(self.image_size) if self.image_size else None,
+            **{"labels": list(self.labels), "image_size": self.image_size and list(self.image_size)},
             "pad_end": self.pad_end,
             "val_metrics": self.val_metrics,
             **self.origin,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses what was trained on another model before a part of it is taken."""
+        """Refuses what was trained on another model."""
         check_fits(checkpoint["state_dict"], self._trained())
 
     def _trained(self) -> dict[str, Tensor]:
@@ -392,8 +390,7 @@ class ModelStage(LightningModule):
 
     def _gather(self) -> list[Judged]:
         """This epoch's answers of all ranks, in the order of the posts."""
-        mine, self._judged = self._judged, []
-        ranks = of_all_ranks(self.trainer, mine)
+        ranks, self._judged = of_all_ranks(self.trainer, self._judged), []
         self.judged = sorted((judged for rank in ranks for judged in rank), key=lambda judged: judged[0])
         return self.judged
 
