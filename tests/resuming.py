@@ -73,6 +73,18 @@ class SignalAt(Callback):
         self.fsync(handle)
 
 
+class SpoiltGradient(Callback):
+    """Makes one gradient infinite, at a step that is counted from 0."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.global_step == self.step:
+            weight = next(each for each in pl_module.parameters() if each.grad is not None)
+            weight.grad.view(-1)[0] = float("inf")
+
+
 def strike(hook: str, **init_args: Any) -> tuple[str, str]:
     """The options that put a `SignalAt` into a fit."""
     given = [{"class_path": "resuming.SignalAt", "init_args": {"hook": hook, **init_args}}]
