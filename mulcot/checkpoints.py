@@ -19,7 +19,8 @@ from mulcot.types import InputError, MissingInputError
 LAST: Final = "last.ckpt"
 PREVIOUS: Final = "previous.ckpt"
 """What `last.ckpt` was before: kept until the next save, so that damage to one file loses little."""
-_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system answers where a disk, a share of it, or a file is full."""
 _DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError)
 """What `torch.load` raises for bytes that are not a checkpoint, depending on where they are wrong."""
 _REMEDY: Final = "take another checkpoint, or fit with --fresh"
@@ -60,8 +61,10 @@ class DurableCheckpointIO(CheckpointIO):
             if target.name == LAST and target.is_file():
                 _keep(target)
             os.replace(temporary, target)
-        except BaseException:
+        except BaseException as error:
             temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                raise InputError(_no_room(target, checkpoint, error)) from error
             raise
         _sync_folder(target.parent)
 
@@ -156,10 +159,7 @@ def _write(checkpoint: dict[str, Any], temporary: Path, target: Path) -> None:
             os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:
             # torch closes its archive after a failed write, which fails too, with a RuntimeError.
-            cause = hashed.error or error
-            if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
-                raise InputError(_no_room(target, checkpoint, cause)) from error
-            raise cause from error
+            raise (hashed.error or error) from error
     # Told now, when nothing is lost yet, instead of at the resume. It reads the pickle's opcodes, no tensor.
     unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(temporary)
     if unsafe:

@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformers.utils import logging as transformers_logging
 
+from mulcot.checkpoints import NO_ROOM
 from mulcot.interruptions import Interrupted, Interruptions, requeue
 from mulcot.lightning_cli import MulcotCLI, first_line, is_first_process
 from mulcot.types import InputError
@@ -45,6 +46,13 @@ def run_stage(argv: Sequence[str]) -> int:
             MulcotCLI(argv, interruptions, resources)
         except MisconfigurationException as error:
             raise InputError(first_line(error)) from error
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            raise InputError(
+                f"{error.filename or 'a file of this stage'}: no room ({error.strerror}); what was finished is kept: "
+                "make room and give the same command again"
+            ) from error
         except (RuntimeError, MemoryError) as error:
             told = memory_advice(error)
             if told is None:
