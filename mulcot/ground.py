@@ -134,7 +134,8 @@ def check_ground(found: Ground | None, wanted: Ground, allowed: Collection[str],
         sides = "; ".join(f"{name}: {', '.join(changed[name])}" for name in refused)
         raise InputError(
             f"{where} was begun on other ground: {sides}. Give back what was, go on with the change "
-            f"(--allow_changed {','.join(changed)}), or start anew (--fresh)"
+            f"(--allow_changed {','.join(changed)}), or start anew (--fresh; of a chain's step "
+            "`mulcot run --only STEP --force`)"
         )
     return list(changed)
 

@@ -28,6 +28,7 @@ from mulcot.callbacks import (
     DistillationLoss,
     HeldOutLosses,
     Inspection,
+    OwnSignals,
     ProgressFile,
     RandomStates,
     StepCheckpoints,
@@ -189,7 +190,7 @@ class MulcotCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds what no overlay may drop: loss terms, inspection, checkpoints, progress, durable saving."""
         config = cast(dict[str, Any], self._get(self.config_init, "trainer"))
-        callbacks: list[Any] = [ProgressFile(self.stage_dir)]
+        callbacks: list[Any] = [OwnSignals(self.interruptions), ProgressFile(self.stage_dir)]
         if self.subcommand == "fit":
             callbacks.append(RandomStates())
         for name, term in (self._get(self.config_init, "losses") or {}).items():
@@ -235,6 +236,8 @@ class MulcotCLI(LightningCLI):
         if resumed is not None:
             self.config_init["fit"]["ckpt_path"] = str(resumed.path)
             self.datamodule.begins_epoch_anew = resumed.begins_epoch_anew
+            if is_first_process():
+                print(f"going on from step {resumed.step}, saved in {resumed.path}")
 
     def _ground(self) -> dict[str, dict[str, Any]]:
         """What this fit stands on."""

@@ -21,6 +21,8 @@ class Resumed:
 
     path: Path
     """The checkpoint."""
+    step: int
+    """The optimizer steps that were taken."""
     begins_epoch_anew: bool
     """Whether the posts of its epoch, or the steps that they make, are others now."""
 
@@ -52,12 +54,13 @@ def find_resumed(paths: Sequence[Path], ground: Ground, allowed: Collection[str]
             f"{path}: a later version of mulcot wrote it (format {origin['format']}, this one reads {FORMAT}): take "
             "that version, or --fresh"
         )
-    where = f"{path} (step {checkpoint.get('global_step')})"
+    step = int(checkpoint.get("global_step", 0))
+    where = f"{path} (step {step})"
     changed = check_ground(origin.get("ground"), ground, allowed, where)
     for refusal in refusals:
         _LOG.warning("%s. The fit goes on from %s", refusal, where)
     _tell_versions(origin["versions"])
-    return Resumed(path, bool({"batch", "data", "world"}.intersection(changed)))
+    return Resumed(path, step, bool({"batch", "data", "world"}.intersection(changed)))
 
 
 def _tell_versions(before: Mapping[str, str]) -> None:

@@ -31,6 +31,7 @@ class SignalAt(Callback):
         step: the first optimizer step, counted from 0, at which the place is meant.
         batch: the micro-batch of the epoch, or the validation batch, that is meant; null means any.
         number: the signal; 0 raises an error instead, which ends the fit without a save as well.
+        rank: of the process that is meant, of several.
         seconds: after which a second signal of the kind is sent, while the fit stands still; null sends one.
     """
 
@@ -41,8 +42,10 @@ class SignalAt(Callback):
         batch: int | None = None,
         number: int = int(signal.SIGKILL),
         seconds: float | None = None,
+        rank: int = 0,
     ) -> None:
         self.hook, self.step, self.batch, self.number, self.seconds = hook, step, batch, number, seconds
+        self.rank = rank
         self.is_done = False
         if hook == "saving":
             self.fsync, os.fsync = os.fsync, self._fsync
@@ -54,7 +57,7 @@ class SignalAt(Callback):
 
     def _strike(self, trainer: Any, pl_module: Any, *given: Any) -> None:
         is_batch = self.batch is None or (len(given) > 1 and self.batch in given[1:3])
-        if trainer.global_step < self.step or not is_batch or self.is_done:
+        if trainer.global_step < self.step or not is_batch or self.is_done or trainer.global_rank != self.rank:
             return
         self.is_done = True
         if not self.number:

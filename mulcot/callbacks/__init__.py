@@ -5,6 +5,7 @@ from mulcot.callbacks.distillation import CrossEntropy, DistillationLoss, SoftLo
 from mulcot.callbacks.feature_losses import FeatureLoss, HiddenCosine, HiddenMSE
 from mulcot.callbacks.held_out import HeldOutLosses
 from mulcot.callbacks.inspection import Inspection
+from mulcot.callbacks.own_signals import OwnSignals
 from mulcot.callbacks.progress import ProgressFile
 from mulcot.callbacks.random_states import RandomStates
 from mulcot.callbacks.sampled_rationales import Judged
@@ -34,6 +35,7 @@ __all__ = [
     "Inspection",
     "Judged",
     "LogitMSE",
+    "OwnSignals",
     "ProgressFile",
     "RandomStates",
     "ReverseKL",

@@ -52,7 +52,6 @@ class StepCheckpoints(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on a signal waits for the end of the optimizer step."""
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
-        self.interruptions.install()
         self.interruptions.held = True
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if data.begins_epoch_anew:

@@ -212,7 +212,7 @@ def test_kills_while_saving_leave_the_old_or_the_new_file(tmp_path: Path) -> Non
     """With the folder for temporary files on another file system, where there is one."""
     script = tmp_path / "kills.py"
     script.write_text(KILLS)
-    kills = int(os.environ.get("MULCOT_KILLS", "15"))
+    kills = int(os.environ.get("MULCOT_SAVE_KILLS", "15"))
     elsewhere = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=elsewhere) as temporary:
         done = subprocess.run(

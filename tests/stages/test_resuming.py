@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,9 +29,6 @@ KILLS = int(os.environ.get("MULCOT_KILLS", "8"))
 @pytest.fixture(scope="session")
 def resuming() -> ModuleType:
     """The module tests/resuming.py."""
-    import importlib
-    import sys
-
     folder = str(Path(__file__).resolve().parents[1])
     if folder not in sys.path:
         sys.path.append(folder)  # commands of this process import `resuming.SignalAt` too
@@ -235,6 +235,31 @@ def test_signals_to_the_whole_group_spare_the_workers_and_a_second_ctrl_c_ends_a
         assert program.run(*resuming.fit(chain, "twice", *strike)) == 130
         assert time.monotonic() - began < 20, "it did not wait for the step"
         assert step_of(chain / "twice" / "checkpoints" / "last.ckpt") == 3
+
+
+@pytest.mark.slow
+def test_two_processes_leave_together_and_go_on(chain: Path, resuming: ModuleType, tmp_path: Path) -> None:
+    """One of them alone gets the signal; a run of one process may not go on from theirs unasked."""
+    two = ("--trainer.devices", 2, "--trainer.strategy", "ddp")
+    strike = resuming.strike("on_train_batch_start", step=7, number=int(signal.SIGTERM), rank=1)
+
+    def program(stage: str, *args: object) -> tuple[int, str]:
+        command = map(str, resuming.fit(chain, stage, *two, *args))
+        done = subprocess.run(
+            [sys.executable, "-m", "mulcot", *command], capture_output=True, text=True, timeout=600, check=False,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([*sys.path])},
+        )  # fmt: skip
+        return done.returncode, done.stdout + done.stderr
+
+    assert program("pair")[0] == 0
+    code, said = program("parted", *strike)
+    assert code == 143, said[-3000:]
+    last = chain / "parted" / "checkpoints" / "last.ckpt"
+    assert step_of(last) == 8
+    assert run(resuming.fit(chain, "parted")) == 1
+    code, said = program("parted")
+    assert code == 0, said[-3000:]
+    assert resuming.differences(chain / "pair", chain / "parted") == []
 
 
 def wait_for(condition: Any, seconds: float = 120) -> None:
