@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -309,9 +310,11 @@ def test_other_ground_that_is_allowed_is_gone_on_upon(
     assert step_of(stage / "checkpoints" / "last.ckpt") == expected
 
 
-def test_another_model_or_adapter_is_refused(
-    chain: Path, broken: Path, resuming: ModuleType, capsys: pytest.CaptureFixture[str]
+def test_another_model_or_adapter_or_vocabulary_is_refused(
+    chain: Path, broken: Path, other_tokenizer: Path, resuming: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert run(resuming.fit(chain, broken.name, "--model.init_args.pretrained", other_tokenizer)) == 1
+    assert "vocabulary was " in capsys.readouterr().err
     for group, change in (("adapter", {"adapter": True}), ("model", {})):
         other = [] if change else ["--model.init_args.pretrained", chain / "models" / "assistant"]
         assert run(resuming.fit(chain, broken.name, *other, **change)) == 1
@@ -387,12 +390,64 @@ def test_a_checkpoint_of_a_later_or_an_earlier_version_is_refused(
         assert told in capsys.readouterr().err
 
 
-def test_an_adapters_checkpoint_holds_the_adapter_alone(chain: Path, resuming: ModuleType) -> None:
+@pytest.mark.slow
+def test_a_damaged_best_epoch_gives_way_to_the_best_that_comes(
+    chain: Path, resuming: ModuleType, whole: dict[bool, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(RuntimeError, match="pulled the plug"):
+        run(resuming.fit(chain, "unbest", *resuming.strike("on_train_batch_start", step=14, number=0)))
+    best = chain / "unbest" / "checkpoints" / "best.ckpt"
+    best.write_bytes(best.read_bytes()[:-100])
+    assert run(resuming.fit(chain, "unbest")) == 0
+    assert "best.ckpt: the checkpoint is damaged" in caplog.text
+    assert "The best of the epochs to come takes its place" in caplog.text
+    assert step_of(best) == 24
+    last = [
+        torch.load(stage / "checkpoints" / "last.ckpt", weights_only=True) for stage in (best.parents[1], whole[False])
+    ]
+    assert all(torch.equal(value, last[1]["state_dict"][name]) for name, value in last[0]["state_dict"].items())
+
+
+@pytest.mark.slow
+def test_a_run_that_was_moved_goes_on(
+    chain: Path, broken: Path, resuming: ModuleType, whole: dict[bool, Path], tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    for name in ("posts", "teacher", "augment", "models", "assistant", "soft_labels", "broken"):
+        shutil.copytree(chain / name, moved / name)
+    assert run(resuming.fit(moved, "broken")) == 0
+    assert resuming.differences(whole[False], moved / "broken") == []
+
+
+def test_a_disk_that_is_full_ends_the_fit_and_keeps_the_checkpoint(
+    chain: Path, broken: Path, resuming: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = copied(broken, "full") / "checkpoints" / "last.ckpt"
+    content = last.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) // 2, hard))
+    try:
+        assert run(resuming.fit(chain, "full")) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "last.ckpt: no room to save the checkpoint (File too large): it needs " in capsys.readouterr().err
+    assert last.read_bytes() == content
+    assert not list(last.parent.glob("*.tmp"))
+
+
+def test_an_adapters_checkpoint_holds_the_adapter_alone(
+    chain: Path, resuming: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
     stage = begun(resuming, chain, "small", adapter=True)
     last = stage / "checkpoints" / "last.ckpt"
     trained = sum(value.numel() for value in torch.load(last, weights_only=True)["state_dict"].values())
     assert trained > 1000
     assert last.stat().st_size <= 1.1 * 12 * trained + 1e6
+    larger = ("--model.init_args.lora.r", 8)
+    assert run(resuming.fit(chain, "small", *larger, adapter=True)) == 1
+    assert "adapter: model.init_args.lora.r was 4, is 8" in capsys.readouterr().err
+    assert run(resuming.fit(chain, "small", *larger, "--allow_changed", "adapter", adapter=True)) == 1
+    assert "the checkpoint's weights do not fit this model" in capsys.readouterr().err
 
 
 # -- the stage's folder -------------------------------------------------------------------------------------------
