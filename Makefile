@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-lora demo-losses ablation test test-slow test-all test-quantised test-floor lint type contracts check run tensorboard clean
+.PHONY: help install demo demo-lora demo-losses ablation test test-slow test-all soak test-quantised test-floor lint type contracts check run tensorboard clean
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ test-all: test test-slow ## both
 test-quantised: $(INSTALLED) ## the tests of quantised weights, after installing the extra that they need
 	$(BIN)/python -m pip install --quiet -e '.[dev,quantised]'
 	$(BIN)/python -m pytest -m "slow or not slow" tests/mulcot/models/test_quantisation.py tests/stages/test_quantised_training.py
+soak: $(INSTALLED) ## 40 fits killed at random moments and 50 kills while saving: what is resumed is bitwise the same
+	MULCOT_KILLS=40 MULCOT_SAVE_KILLS=50 $(BIN)/python -m pytest -s -m "slow or not slow" -k kills \
+		tests/stages/test_resuming.py tests/mulcot/test_checkpoints.py
 
 test-floor: ## the default tests on the lower bounds of pyproject.toml with Python 3.12
 	$(PYTHON312) -m venv .venv-floor

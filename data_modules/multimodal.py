@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
+import torch
 from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
 from data_modules.batching import Counts, StepSampler, token_batches
 from data_modules.collate import PostSet, QuestionSet, ResponseSet, TrainingPosts, TrainingSet
 from data_modules.encoded import EncodedPosts, Ragged, encoder_key
-from data_modules.packing import BatchLoader, PackedBatches
+from data_modules.packing import BatchLoader, PackedBatches, stand_alone
 from data_modules.post_table import check_gold, has_aspects, ids_of, label_counts, label_numbers
 from data_modules.rationales import iterate_rationales, read_rationales
 from data_modules.readers import Converted, Reader
@@ -95,8 +96,8 @@ class MultimodalDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        least_one = {"posts_per_step": posts_per_step, "length_pool": length_pool, "eval_batch_size": eval_batch_size}
-        for name, value in least_one.items():
+        sizes = {"posts_per_step": posts_per_step, "length_pool": length_pool, "eval_batch_size": eval_batch_size}
+        for name, value in sizes.items():
             if value < 1:
                 raise InputError(f"data.init_args.{name} is {value}; it must be 1 or more")
         self.reader = posts
@@ -123,6 +124,19 @@ class MultimodalDataModule(LightningDataModule):
         self.source = PostSource(posts, self.log_of_rows, limit, leave_out)
         self._encoded: dict[tuple[Split, tuple[Task, ...]], EncodedPosts] = {}
         self._training: TrainingPosts | None = None
+        self._seen = (0, 0)
+        self.begins_epoch_anew = False  # set where the posts of a resumed fit, or its steps, are others
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where in the training posts the fit is, for its checkpoint: the epoch, and how many of its steps are done."""
+        trainer = self._trainer
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        is_over = batches >= trainer.num_training_batches  # and `current_epoch` may be the next one
+        return {"epoch": trainer.current_epoch, "steps": 0 if is_over else batches // trainer.accumulate_grad_batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Has the training loader begin behind what was seen."""
+        self._seen = (state_dict["epoch"], 0 if self.begins_epoch_anew else state_dict["steps"])
 
     def posts(self, split: Split) -> Sequence[Post]:
         """The posts of a split, read once."""
@@ -171,6 +185,7 @@ class MultimodalDataModule(LightningDataModule):
             trainer.world_size,
             self.seed,
             self.length_pool,
+            self._seen,
         )
         return self._loader(data, sampler=sampler)
 
@@ -188,7 +203,7 @@ class MultimodalDataModule(LightningDataModule):
         if kind == "posts":
             return [self._posts_as_they_are(split) for split in self.predict_splits]
         if kind == "questions":
-            return [self._questions("train", ["reasoning"])]
+            return [self._questions("train", ["reasoning"], self._user.finished_posts())]
         return [self._responses(self.training_posts(), self._collator("train"))]
 
     def held_out_dataloader(self) -> DataLoader[Any]:
@@ -291,9 +306,11 @@ class MultimodalDataModule(LightningDataModule):
         ]
         return self._loader(PostSet(self._mine(batches, empty=range(0)), posts))
 
-    def _questions(self, split: Split, tasks: Sequence[Task]) -> DataLoader[Any]:
+    def _questions(self, split: Split, tasks: Sequence[Task], finished: Collection[str] = ()) -> DataLoader[Any]:
+        """The posts of a split as questions, without batches all of whose posts are finished."""
         references = self.references(split) if "reasoning" in tasks else {}
-        return self._asked(QuestionSet([], self._encode(split, tasks), self._collator(split), tasks, references))
+        questions = QuestionSet([], self._encode(split, tasks), self._collator(split), tasks, references)
+        return self._asked(questions, finished, ids_of(self.posts(split)) if finished else [])
 
     def questions_about(self, posts: Sequence[Post], tasks: Sequence[Task]) -> DataLoader[Any]:
         """Questions on posts that are given, such as altered ones of the test split.
@@ -305,8 +322,13 @@ class MultimodalDataModule(LightningDataModule):
         encoded = EncodedPosts.encode(posts, self._user.encoder, tasks)
         return self._asked(QuestionSet([], encoded, self._collator("test"), tasks, {}))
 
-    def _asked(self, questions: QuestionSet) -> DataLoader[Any]:
-        questions.slices = self._mine(self._batches(*questions.sizes()), empty=[])
+    def _asked(
+        self, questions: QuestionSet, finished: Collection[str] = (), ids: Sequence[str] = ()
+    ) -> DataLoader[Any]:
+        batches = self._batches(*questions.sizes())
+        if finished:  # batches stay what they are: in other company a row's last digits are others
+            batches = [batch for batch in batches if not all(ids[number] in finished for number in batch)]
+        questions.slices = self._mine(batches, empty=[])
         return self._loader(questions)
 
     def references(self, split: Split) -> dict[str, RationaleRecord]:
@@ -363,7 +385,12 @@ class MultimodalDataModule(LightningDataModule):
 
     def _loader(self, data: Dataset[Any], **kwargs: Any) -> DataLoader[Any]:
         return BatchLoader(
-            PackedBatches(data), num_workers=self.num_workers, persistent_workers=self.num_workers > 0, **kwargs
+            PackedBatches(data),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            worker_init_fn=stand_alone,
+            generator=torch.Generator(),  # whenever it begins it draws a seed, else from dropout's generator
+            **kwargs,
         )
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal, Protocol
 
 from mulcot.rows import Layout, RowEncoder, RowForm
@@ -27,6 +27,10 @@ class RowUser(Protocol):
     """What a soft-label cache must have been built with; None when any will do."""
     assistant_encoder: RowEncoder | None
     """Encodes the same rows for an assistant beside the student; None where there is none, or it takes the same."""
+
+    def finished_posts(self) -> Collection[str]:
+        """The posts that an interrupted prediction has asked about already; they are not asked about again."""
+        ...
 
     def row_forms(self, layout: Layout, row_tokens: int | None) -> tuple[RowForm, RowForm]:
         """In which form the stage's model and the assistant beside it take rows, when this one is wanted."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import nn
 
 from mulcot.callbacks import Judged
@@ -16,6 +16,7 @@ from mulcot.generation import (
     parse_rationale,
     read,
 )
+from mulcot.metrics import ClassificationReport
 from mulcot.rows import QuestionBatch, RowEncoder
 from mulcot.types import Answer
 
@@ -98,15 +99,6 @@ def one_by_one(answered: Sequence[Answered]) -> list[Judged]:
     ]
 
 
-def gathered(mine: list[Judged], world_size: int) -> list[Judged]:
-    """The answers of all ranks, in the order of the posts."""
-    ranks = [mine]
-    if world_size > 1:
-        ranks = [[] for _ in range(world_size)]
-        torch.distributed.all_gather_object(ranks, mine)
-    return sorted((each for rank in ranks for each in rank), key=lambda each: each[0])
-
-
 def _make_answer(post_id: str, probabilities: dict[str, float], reply: str, labels: Sequence[str]) -> Answer:
     label = max(probabilities, key=probabilities.__getitem__)
     try:
@@ -114,3 +106,17 @@ def _make_answer(post_id: str, probabilities: dict[str, float], reply: str, labe
     except RationaleRefusedError as refused:
         rationale, refusal = None, str(refused)
     return Answer(post_id, label, probabilities, rationale, reply, refusal)
+
+
+def scores_of(judged: Sequence[Judged], labels: Sequence[str]) -> dict[str, Any]:
+    """The classification report over the posts with a gold label.
+
+    Args:
+        judged: posts with what a model says of them.
+        labels: the label set.
+    """
+    report = ClassificationReport(labels)
+    for _, answer, post, _ in judged:
+        if post.label is not None:
+            report.update([answer.label], [post.label], [answer.probabilities])
+    return report.compute()

@@ -5,6 +5,7 @@ from mulcot.callbacks.distillation import CrossEntropy, DistillationLoss, SoftLo
 from mulcot.callbacks.feature_losses import FeatureLoss, HiddenCosine, HiddenMSE
 from mulcot.callbacks.held_out import HeldOutLosses
 from mulcot.callbacks.inspection import Inspection
+from mulcot.callbacks.own_signals import OwnSignals
 from mulcot.callbacks.probing import Probing
 from mulcot.callbacks.progress import ProgressFile
 from mulcot.callbacks.random_states import RandomStates
@@ -19,6 +20,7 @@ from mulcot.callbacks.soft_losses import (
     TotalVariation,
     UniversalLogit,
 )
+from mulcot.callbacks.step_checkpoints import StepCheckpoints
 from mulcot.callbacks.task_loss import TaskLoss
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "Inspection",
     "Judged",
     "LogitMSE",
+    "OwnSignals",
     "Probing",
     "ProgressFile",
     "RandomStates",
@@ -41,6 +44,7 @@ __all__ = [
     "SkewedKL",
     "SkewedReverseKL",
     "SoftLoss",
+    "StepCheckpoints",
     "TaskLoss",
     "TotalVariation",
     "UniversalLogit",

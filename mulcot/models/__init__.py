@@ -26,6 +26,7 @@ from mulcot.models.loading import (
     load_trained,
     text_config,
 )
+from mulcot.models.origins import check_fits, model_origin
 from mulcot.models.parts import (
     base_model,
     head,
@@ -53,6 +54,7 @@ __all__ = [
     "RowSettings",
     "base_model",
     "base_of",
+    "check_fits",
     "check_head_rows",
     "checkpoint_activations",
     "compile_layers",
@@ -69,6 +71,7 @@ __all__ = [
     "logits",
     "merge_adapter",
     "merged_if_exact",
+    "model_origin",
     "picture_features",
     "read_settings",
     "row_form",

@@ -45,6 +45,7 @@ def attached(data: MultimodalDataModule, encoder: RowEncoder, *tasks: Task, rank
         soft_label_fingerprint=None,
         pretrained="some/model",
         assistant_encoder=None,
+        finished_posts=lambda: (),
         row_forms=lambda layout, row_tokens: (RowForm(layout, row_tokens, pictures_once=True), RowForm()),
     )
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
@@ -119,6 +120,18 @@ def test_every_question_is_on_one_rank_and_no_rank_goes_without_while_there_are_
         assert len(loader) == 1
     assert sorted(post_id for ids in asked for post_id in ids) == sorted(f"p{number}" for number in range(10))
     assert sorted(map(len, asked)) == {1: [10], 2: [5, 5], 10: [1] * 10, 11: [0, *[1] * 10]}[ranks]
+
+
+def test_batches_whose_posts_are_all_finished_are_not_asked_again(table: Table, encoder: RowEncoder) -> None:
+    data = attached(MultimodalDataModule(table, eval_batch_size=3), encoder, "reasoning")
+    data._user.predict_kind = "questions"
+    batches = [[post.id for post in batch.posts] for batch in data.predict_dataloader()[0]]
+    assert [len(batch) for batch in batches] == [3, 3, 3, 1]
+    finished = {*batches[0], *batches[2], batches[3][0], batches[1][0]}
+    data._user.finished_posts = lambda: finished
+    assert [[post.id for post in batch.posts] for batch in data.predict_dataloader()[0]] == [batches[1]]
+    data._user.finished_posts = lambda: {*finished, *batches[1]}
+    assert [len(batch.posts) for batch in data.predict_dataloader()[0]] == [0]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
