@@ -1,7 +1,7 @@
 """What a checkpoint file must be before torch looks into it: an archive that holds no more than it weighs.
 
-`torch.load(weights_only=True)` runs no code. It does inflate what is compressed (1 MB becomes 1 GB), makes as many zeros
-as a number in the file says, reads any old pickle, and reads a compressed storage as it lies when it is mapped.
+`torch.load(weights_only=True)` runs no code. It does inflate what is compressed (1 MB becomes 1 GB), makes as many
+zeros as a number in the file says, reads any old pickle, and takes a compressed storage as it lies when it is mapped.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Final
 
 MAX_PICKLE: Final = 16 << 20
-"""Bytes of the archive's pickle. Weights lie beside it: 16 MiB name 50,000 tensors, and empty lists take 70 times it."""
+"""Bytes of the archive's pickle. Weights lie beside it: 16 MiB name 50,000 tensors; empty lists take 70 times it."""
 _MAKERS: Final = ("bytearray", "encode", "Tensor")
-"""Ends of names that torch allows and that make memory out of a number; no checkpoint that is written here has them."""
+"""Ends of names that torch allows and that make memory out of a number; no checkpoint that is written here has any."""
 
 
 def archive_problem(path: Path) -> str:

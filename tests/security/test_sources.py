@@ -52,7 +52,9 @@ LOADERS = ("yaml.SafeLoader", "yaml.CSafeLoader", "mulcot.config_files._OneOfEac
 
 def names_of(tree: ast.AST, module: str) -> dict[str, str]:
     """Local names and the full names that they stand for."""
-    known = {node.name: f"{module}.{node.name}" for node in ast.iter_child_nodes(tree) if isinstance(node, ast.ClassDef)}
+    known = {
+        node.name: f"{module}.{node.name}" for node in ast.iter_child_nodes(tree) if isinstance(node, ast.ClassDef)
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             known |= {(it.asname or it.name.split(".")[0]): (it.name if it.asname else it.name.split(".")[0])
