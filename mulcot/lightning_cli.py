@@ -27,11 +27,12 @@ from data_modules.multimodal import MultimodalDataModule
 from mulcot import teachers as _teachers  # noqa: F401 (registers the teachers' short class names)
 from mulcot.callbacks import BestEpoch, DistillationLoss, HeldOutLosses, Inspection, ProgressFile, RandomStates
 from mulcot.checkpoints import DurableCheckpointIO, read_checkpoint
-from mulcot.config_errors import check_unicode, explain_config_error
+from mulcot.config_errors import check_unicode, explain_config_error, with_place
 from mulcot.config_overlays import NamedConfigFile, with_nulls_kept, with_values_replaced
 from mulcot.files import write_atomic
 from mulcot.manifests import command_key, input_digests
 from mulcot.models import MODEL_FOLDER, find_model, load_trained
+from mulcot.ranges import TRAINER, Seed, check_number, check_ranges
 from mulcot.stage_folder import METRICS, StageFolder, check_stage_name
 from mulcot.types import InputError, MissingInputError
 from stages import TeacherStage
@@ -109,6 +110,7 @@ class MulcotCLI(LightningCLI):
             if isinstance(error, InputError):
                 raise
             raise InputError(explain_config_error(error, args, parser)) from error
+        self._check_numbers(self.config[str(self.config.subcommand)])
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: hyper-parameters stored in a checkpoint must not override YAML and flags without a word."""
@@ -148,12 +150,21 @@ class MulcotCLI(LightningCLI):
         if self.subcommand in ("fit", "predict") and _is_first_process() and not fresh:
             self.folder.refuse_finished()
 
+    def _check_numbers(self, config: Any) -> None:
+        """Refuses numbers that the trainer and the random generators could not work with."""
+        for name, hint in {"seed_everything": Seed | bool, **TRAINER}.items():
+            try:
+                check_number(name, hint, config[name])
+            except InputError as refusal:
+                raise with_place(refusal, self.argv) from refusal
+
     def instantiate_classes(self) -> None:
         """As in the base class; what a constructor refuses leaves as one line."""
         refusals: list[InputError] = []
 
         def construct(class_type: type[Made], *args: Any, **kwargs: Any) -> Made:
             try:
+                check_ranges(class_type, kwargs)
                 return class_type(*args, **kwargs)
             except InputError as refusal:
                 refusals.append(refusal)  # jsonargparse would keep its text alone, in the midst of its own
@@ -162,11 +173,11 @@ class MulcotCLI(LightningCLI):
         self.parser.add_instantiator(construct, object)
         try:
             super().instantiate_classes()
-        except (ArgumentError, ValueError, MisconfigurationException) as error:
-            if refusals:
-                raise refusals[0] from None  # the parser's own error spells every argument, a misplaced key too
+        except (ArgumentError, TypeError, ValueError, MisconfigurationException) as error:
+            if refusals:  # the parser's own error spells every argument, a misplaced key too
+                raise with_place(refusals[0], self.argv) from None
             if isinstance(error, MisconfigurationException):
-                raise InputError(f"trainer: {_first_line(error)}") from error
+                raise with_place(InputError(f"trainer: {_first_line(error)}"), self.argv) from error
             raise InputError(explain_config_error(error, self.argv, self.parser)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -363,7 +374,7 @@ def run_stage(argv: Sequence[str]) -> int:
         with TemporaryDirectory(prefix="mulcot-") as scratch:
             MulcotCLI(argv, Path(scratch))
     except MisconfigurationException as error:
-        raise InputError(_first_line(error)) from error
+        raise with_place(InputError(_first_line(error)), argv) from error
     except SystemExit as left:
         if isinstance(left.__context__, KeyboardInterrupt):  # Lightning leaves with 1 after Ctrl-C
             raise KeyboardInterrupt from left
