@@ -123,7 +123,7 @@ FIT = (
         "fast_dev_run: -1": "It should be >= 0",
         "accelerator: quantum": "invalid accelerator name",
         "strategy: dddp": "invalid strategy name",
-        "max_epoch: 3": "did you mean max_epochs?",
+        "max_epoch: 3": "did you mean max_epochs",
     })
     | {
         "seed_everything: -1": "seed_everything is -1; it must be 0 or more",
