@@ -79,7 +79,7 @@ def with_place(refusal: InputError, argv: Sequence[str]) -> InputError:
         argv: the command line.
     """
     about = _REFUSAL.match(str(refusal))
-    place = _place(about.group(1) or about.group(2), argv) if about else ""
+    place = _place(about.group(1) or about.group(2), argv, r"[\"']?\s*:") if about else ""
     return type(refusal)(f"{place}{refusal}") if place else refusal
 
 
@@ -110,7 +110,7 @@ def _lacking(names: Sequence[str], text: str, keys: Sequence[str], argv: Sequenc
     return f"{name} needs {' and '.join('--' + '.'.join([*keys, name]) for name in names)}"
 
 
-def _place(key: str, argv: Sequence[str]) -> str:
+def _place(key: str, argv: Sequence[str], behind: str = r"(?!\w)") -> str:
     """`FILE line N: ` for the last config file that spells the last part of `key`, empty when none does."""
     last = re.escape(key.rsplit(".", 1)[-1])
     names = [arg.split("=", 1)[1] for arg in argv if arg.startswith(("--config=", "-c="))]
@@ -121,7 +121,7 @@ def _place(key: str, argv: Sequence[str]) -> str:
         except InputError:
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if re.search(rf"(?<!\w){last}(?!\w)", line.split("#", 1)[0]):
+            if re.search(rf"(?<!\w){last}{behind}", line.split("#", 1)[0]):
                 return f"{path} line {number}: "
     return ""
 

@@ -178,7 +178,8 @@ class MulcotCLI(LightningCLI):
                 raise with_place(refusals[0], self.argv) from None
             if isinstance(error, MisconfigurationException):
                 raise with_place(InputError(f"trainer: {_first_line(error)}"), self.argv) from error
-            raise InputError(explain_config_error(error, self.argv, self.parser)) from error
+            explained = InputError(explain_config_error(error, self.argv, self.parser))
+            raise with_place(explained, self.argv) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds what no overlay may drop: loss terms, inspection, checkpoints, progress, durable saving."""

@@ -110,9 +110,13 @@ def check_number(name: str, hint: Any, value: Any, owner: str = "") -> None:
         fitting = [one for one in errors if one["type"] not in _OF_ANOTHER_KIND] or errors
         wrong = fitting[0]
         place = "".join(f"[{part}]" for part in wrong["loc"] if isinstance(part, int))
-        limits = [_WORDS[key].format(limit) for key, limit in wrong.get("ctx", {}).items() if key in _WORDS]
+        limits = [_WORDS[key].format(_plain(limit)) for key, limit in wrong.get("ctx", {}).items() if key in _WORDS]
         wanted = " and ".join(limits) or wrong["msg"].removeprefix("Input should be ")
         raise InputError(f"{name}{place}{owner} is {wrong['input']!r}; it must be {wanted}") from error
+
+
+def _plain(limit: float) -> float:
+    return int(limit) if limit == int(limit) else limit
 
 
 @cache

@@ -78,6 +78,8 @@ def report(run_dir: Path, out: Path | None = None) -> dict[str, Any]:
     """
     result = collect(run_dir)
     target = out or run_dir / METRICS_NAME
+    if out is None and not target.resolve().is_relative_to(run_dir.resolve()):
+        raise InputError(f"{target}: it is a link that leads out of the run; remove it, or name a file with --out")
     try:
         write_atomic(target, json.dumps(result, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
     except OSError as error:

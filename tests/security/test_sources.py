@@ -201,3 +201,21 @@ def test_our_yaml_loader_is_a_safe_one() -> None:
     assert issubclass(_OneOfEachKey, yaml.SafeLoader)
     with pytest.raises(yaml.constructor.ConstructorError, match="could not determine a constructor"):
         yaml.load("!!python/object/apply:os.getcwd []", _OneOfEachKey)
+
+
+def test_no_shipped_config_trusts_code() -> None:
+    configs = list((CHECKOUT / "conf").rglob("*.yaml"))
+    assert len(configs) > 20
+    assert [path.name for path in configs if "trust_remote_code" in path.read_text(encoding="utf-8")] == []
+
+
+def test_no_csv_is_written_by_hand() -> None:
+    """A cell that begins with = or + is computed by spreadsheets: whoever writes CSV has to see to that first."""
+    found = []
+    for path in SOURCES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        known = names_of(tree, "module")
+        calls = [full_name(node.func, known) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        writers = [name for name in calls if name in ("csv.writer", "csv.DictWriter") or name.endswith(".to_csv")]
+        found += [(path.name, name) for name in writers]
+    assert found == []
