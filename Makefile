@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-lora demo-losses ablation test test-slow test-all soak test-quantised test-floor lint type contracts check run tensorboard clean
+PYPI := https://pypi.org/simple
+.PHONY: help install install-locked lock audit demo demo-lora demo-losses ablation test test-slow test-all soak test-quantised test-floor lint type contracts check run tensorboard clean
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -18,6 +19,19 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 install: $(INSTALLED) ## makes the environment in .venv and installs mulcot with its tools
+
+lock: $(INSTALLED) ## resolves all packages anew, with hashes, for Python 3.11 and 3.12: requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-header \
+		--upgrade --default-index $(PYPI) --quiet --output-file requirements.lock
+
+install-locked: ## makes the environment of requirements.lock, byte for byte, and installs mulcot in it
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+	@touch $(INSTALLED)
+
+audit: $(INSTALLED) ## known holes of the packages in requirements.lock (ARGS=--unless-offline: none known without a network)
+	$(BIN)/python .ci/audit.py $(ARGS)
 
 demo: $(INSTALLED) ## runs the whole chain on the embedded default (ARGS="--teacher openai --yes": another teacher)
 	$(BIN)/mulcot run --config demo.yaml $(ARGS)

@@ -111,11 +111,11 @@ def side() -> None:
     """In a process of its own: one forward and backward pass; time and memory are written to a file."""
     given = json.loads(sys.argv[1])
     folder, sizes = Path(given["folder"]), Sizes(**given["sizes"])
-    tokens = torch.load(folder / "tokens.pt")
+    tokens = torch.load(folder / "tokens.pt", weights_only=True)
     weight = student_head(sizes)
     view: TopK | Projected
     if given["form"] == "top_k":
-        view = TopK(**torch.load(folder / "view.pt"), temperature=T, rows=sizes.vocab)
+        view = TopK(**torch.load(folder / "view.pt", weights_only=True), temperature=T, rows=sizes.vocab)
     else:
         view = Projected(tokens["assistant"], assistant_head(sizes, weight))
     hidden = tokens["hidden"].requires_grad_()
@@ -151,7 +151,7 @@ def gradients() -> None:
     """In a process of its own: how far the gradients of both sides are from those of the plain way in float64."""
     given = json.loads(sys.argv[1])
     folder, sizes = Path(given["folder"]), Sizes(**given["sizes"])
-    tokens = {name: value[:CHECKED] for name, value in torch.load(folder / "tokens.pt").items()}
+    tokens = {name: value[:CHECKED] for name, value in torch.load(folder / "tokens.pt", weights_only=True).items()}
     weight, targets = student_head(sizes), tokens["targets"]
     assistant = Projected(tokens["assistant"], assistant_head(sizes, weight))[:]
     found: dict[str, Any] = {}

@@ -22,6 +22,7 @@ from data_modules.readers.row_log import OnBadRow, RowLog
 from data_modules.row_user import RowUser
 from data_modules.source import PostSource, is_many, tell
 from mulcot.ablations import Part
+from mulcot.ranges import Count, Natural
 from mulcot.rows import Layout, RowCollator, TextRow
 from mulcot.soft_labels import CachedView, SoftLabelCache, prompt_digest
 from mulcot.types import (
@@ -79,21 +80,21 @@ class MultimodalDataModule(LightningDataModule):
         rationales: list[Path] | None = None,
         references: list[Path] | None = None,
         soft_labels: Path | None = None,
-        posts_per_step: int = 16,
+        posts_per_step: Count = 16,
         layout: Layout = "shared",
-        row_tokens: int | None = None,
-        length_pool: int = 16,
-        rationales_per_post: int = 2,
-        eval_batch_size: int = 32,
-        eval_max_tokens: int | None = 65_536,
-        max_tokens: int | None = None,
-        limit: int | None = None,
-        num_workers: int = 0,
-        picture_cache_mb: int = 0,
+        row_tokens: Count | None = None,
+        length_pool: Count = 16,
+        rationales_per_post: Count = 2,
+        eval_batch_size: Count = 32,
+        eval_max_tokens: Count | None = 65_536,
+        max_tokens: Count | None = None,
+        limit: Count | None = None,
+        num_workers: Natural = 0,
+        picture_cache_mb: Natural = 0,
         on_bad_row: OnBadRow = "error",
         other_prompts: bool = False,
         leave_out: Part | None = None,
-        seed: int = 0,
+        seed: Natural = 0,
     ) -> None:
         super().__init__()
         sizes = {"posts_per_step": posts_per_step, "length_pool": length_pool, "eval_batch_size": eval_batch_size}

@@ -1,5 +1,6 @@
 """How many posts each split of a data set gets, and how many groups of each size make them up."""
 
+import math
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
@@ -44,6 +45,22 @@ def split_sizes(posts: int, train: int | float, val: int | float, test: int | fl
             "(test: null takes what is left)"
         )
     return sizes
+
+
+def check_sizes(train: int | float, val: int | float, test: int | float | None) -> None:
+    """Refuses sizes that divide no data set, before it is read.
+
+    Raises:
+        InputError: One is below 0, the training split gets none, or shares add up to more than 1.
+    """
+    given = {"train": train, "val": val} | ({} if test is None else {"test": test})
+    for name, size in given.items():
+        if not 0 <= size < math.inf or (name == "train" and size == 0):
+            wanted = "a count or a share above 0" if name == "train" else "a count or a share, 0 or more"
+            raise InputError(f"{name} of GroupedSplit is {size}; it must be {wanted}")
+    if are_shares(train, val, test) and sum(given.values()) > 1 + 1e-9:
+        written = " + ".join(str(size) for size in given.values())
+        raise InputError(f"train of GroupedSplit is {train}, and {written} is more than 1: shares add up to 1")
 
 
 def are_shares(*sizes: int | float | None) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Final, cast
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
+from mulcot.checkpoint_archive import archive_problem
 from mulcot.checkpoint_digests import HashedFile, forget_digests, is_as_written, note_digests, read_digests
 from mulcot.types import InputError, MissingInputError
 
@@ -133,10 +134,15 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
 
 def _load(source: Path, map_location: Any, mmap: bool = False) -> dict[str, Any]:
     try:
+        problem = archive_problem(source)
+        if problem:
+            raise InputError(f"{source}: {problem}; take another checkpoint, or fit with --fresh")
         checkpoint = torch.load(source, map_location=map_location, weights_only=True, mmap=mmap)
     except FileNotFoundError as error:
         raise MissingInputError(f"{source}: there is no such checkpoint; `mulcot fit` writes it") from error
-    except (*_DAMAGE, OSError) as error:
+    except InputError:
+        raise
+    except (*_DAMAGE, MemoryError, OSError) as error:
         # torch seeks to before the start of some torn files, which is EINVAL; other OSErrors are the disk's own.
         if isinstance(error, torch.OutOfMemoryError) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
             raise
@@ -166,6 +172,8 @@ def _write(checkpoint: dict[str, Any], temporary: Path, target: Path) -> None:
         raise TypeError(
             f"{target}: the checkpoint would hold {', '.join(sorted(unsafe))}, which cannot be loaded safely"
         )
+    if problem := archive_problem(temporary):
+        raise TypeError(f"{target}: the checkpoint could not be loaded again: {problem}")
     added = {target.name: [hashed.digest]}
     if target.name == LAST:
         added[PREVIOUS] = read_digests(target.parent).get(LAST, [])[-1:]

@@ -22,6 +22,11 @@ _KEY: Final = re.compile(r"[Pp]arser key \"([\w.]+)\"")
 _NO_CLASS: Final = re.compile(r"Expected a dot import path string: (\S+)")
 _MISSING: Final = re.compile(r"the following arguments are required: ([\w., ]+)")
 _WRONG: Final = re.compile(r"Expected an? ([^.\n]+)\. Got value: (.+)")
+_LITERAL: Final = re.compile(r"Expected a typing\.Literal\[(.+?)\]\. Got value: (.+)")
+_REFUSAL: Final = re.compile(
+    r"(?:[\w-]+: )?([\w.]+)(?:\[\d+\])*(?: of (?:an? )?\w+)?(?: is |: |,)|(?:trainer: |You )[^`]*`(?:Trainer\()?(\w+)"
+)
+"""How a constructor's refusal begins that is about one of its arguments."""
 _GIVEN: Final = re.compile(r"Given value: (.+)")
 
 
@@ -42,19 +47,40 @@ def explain_config_error(error: Exception, argv: Sequence[str], parser: Any) -> 
     if unknown := _UNKNOWN.search(text):
         key = next(group for group in unknown.groups() if group)
         return f"{_place(key, argv)}unknown key {key!r}{_among(text)}; {_nearest(key, _known_keys(text, parser))}"
-    if missing := _NO_CLASS.search(text):
+    if (missing := _NO_CLASS.search(text)) and "Expected a <class 'float'>" in text:
+        wanted = "a number or a schedule {shape: ..., end: ...}"
+        return f"{_place(keys[-1], argv)}{keys[-1]} is {missing.group(1)!r}; it must be {wanted}"
+    if missing:
         name = missing.group(1)
         known = [base.__name__ for base in _subclasses(_expected_class(text, keys))]
         return f"{_place(name, argv)}there is no class {name!r}; {_nearest(name, known)}"
     if lacking := _MISSING.search(text):
         return _lacking(lacking.group(1).split(", "), text, keys, argv, parser)
+    if literal := list(_LITERAL.finditer(text)):
+        words, got = literal[-1].groups()
+        near = difflib.get_close_matches(got.strip(), re.findall(r"'(.+?)'", words), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"{_place(keys[-1], argv)}{keys[-1]} is {got.strip()!r}; it must be one of {words}{hint}"
     if wrong := list(_WRONG.finditer(text)):
         wanted, got = wrong[-1].groups()
         return f"{_place(keys[-1], argv)}{keys[-1]} is {got.strip()!r}; it must be {_type_name(wanted)}"
     if keys and (given := _GIVEN.search(text)):
         wanted = " or ".join(dict.fromkeys(_type_name(name) for name in re.findall(r"Expected an? (.+)", text)))
+        wanted = "a class: {class_path: ..., init_args: {...}}" if wanted == "null" else wanted
         return f"{_place(keys[-1], argv)}{keys[-1]} is {given.group(1).strip()!r}; it must be {wanted}"
     return (_place(keys[-1], argv) if keys else "") + " ".join(text.split())
+
+
+def with_place(refusal: InputError, argv: Sequence[str]) -> InputError:
+    """A constructor's refusal, with file and line where a configuration gives the argument that it is about.
+
+    Args:
+        refusal: what the constructor raised.
+        argv: the command line.
+    """
+    about = _REFUSAL.match(str(refusal))
+    place = _place(about.group(1) or about.group(2), argv, r"[\"']?\s*:") if about else ""
+    return type(refusal)(f"{place}{refusal}") if place else refusal
 
 
 def check_unicode(argv: Sequence[str]) -> None:
@@ -84,7 +110,7 @@ def _lacking(names: Sequence[str], text: str, keys: Sequence[str], argv: Sequenc
     return f"{name} needs {' and '.join('--' + '.'.join([*keys, name]) for name in names)}"
 
 
-def _place(key: str, argv: Sequence[str]) -> str:
+def _place(key: str, argv: Sequence[str], behind: str = r"(?!\w)") -> str:
     """`FILE line N: ` for the last config file that spells the last part of `key`, empty when none does."""
     last = re.escape(key.rsplit(".", 1)[-1])
     names = [arg.split("=", 1)[1] for arg in argv if arg.startswith(("--config=", "-c="))]
@@ -95,7 +121,7 @@ def _place(key: str, argv: Sequence[str]) -> str:
         except InputError:
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if re.search(rf"(?<![\w.]){last}(?!\w)", line.split("#", 1)[0]):
+            if re.search(rf"(?<!\w){last}{behind}", line.split("#", 1)[0]):
                 return f"{path} line {number}: "
     return ""
 

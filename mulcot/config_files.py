@@ -4,11 +4,14 @@ import difflib
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
 from mulcot.types import InputError
+
+MAX_VALUES: Final = 100_000
+"""Of a configuration; a few lines of aliases of aliases come to billions."""
 
 
 class _OneOfEachKey(yaml.SafeLoader):
@@ -16,10 +19,11 @@ class _OneOfEachKey(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping that a node spells."""
-        spelt = [key.value for key, _ in node.value]
-        for position, (key, _) in enumerate(node.value):
-            if key.value in spelt[:position]:
+        spelt: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in spelt:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key.value} stands twice", key.start_mark)
+            spelt.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 
@@ -39,9 +43,26 @@ def read_yaml(file: Path, form: str = "a configuration is a mapping") -> dict[st
         mark = getattr(error, "problem_mark", None)
         where = f"{file}:{mark.line + 1}" if mark else f"{file}"
         raise InputError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from error
+    except RecursionError as error:
+        raise InputError(f"{file}: not YAML: it is nested beyond reason") from error
+    except OSError as error:
+        raise InputError(f"{file}: it cannot be read ({error.strerror})") from error
     if not isinstance(values, dict):
         raise InputError(f"{file}: {form}")
+    if _written_out(values, {}) > MAX_VALUES:
+        raise InputError(f"{file}: with its aliases written out it has more than {MAX_VALUES} values; write fewer")
     return values
+
+
+def _written_out(value: Any, known: dict[int, int]) -> int:
+    """How many values there are when an alias counts as what it stands for; each is looked at once."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = MAX_VALUES  # of one that holds itself
+        inner = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_written_out(item, known) for item in inner)
+    return known[id(value)]
 
 
 def find_config(name: str) -> Path:

@@ -20,6 +20,8 @@ FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF")
 """What a picture may be, told by its content; many a file called `.jpg` holds PNG data."""
 MAX_PIXELS: Final = 50_000_000
 """More than any camera's picture in a post, and 150 MB once decoded."""
+MAX_BYTES: Final = 64 << 20
+"""Of a file: as many as a picture of so many pixels takes at most, nearly; Pillow reads comments in one piece."""
 
 _ORIENTATION_TAG: Final = 0x0112
 _UPRIGHT: Final = {
@@ -97,12 +99,20 @@ def _source(name: str, picture: Path | StoredPicture) -> Path | BytesIO:
         content = picture.read_bytes()
         if not content:
             raise InputError(f"{name}: the picture is empty; fetch it again")
+        _check_bytes(name, len(content))
         return BytesIO(content)
-    if not os.path.isfile(picture):
+    if not os.path.isfile(picture):  # a pipe or a device would be waited for
         raise InputError(f"{name}: there is no such picture file; put it there or correct the path")
-    if os.path.getsize(picture) == 0:
+    size = os.path.getsize(picture)
+    if size == 0:
         raise InputError(f"{name}: the picture file is empty; fetch it again")
+    _check_bytes(name, size)
     return picture
+
+
+def _check_bytes(name: str, size: int) -> None:
+    if size > MAX_BYTES:
+        raise _too_large(name, f"{size} bytes are more than {MAX_BYTES}")
 
 
 _silence = Lock()

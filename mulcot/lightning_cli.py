@@ -35,13 +35,14 @@ from mulcot.callbacks import (
     StepCheckpoints,
 )
 from mulcot.checkpoints import DurableCheckpointIO, read_checkpoint
-from mulcot.config_errors import check_unicode, explain_config_error
+from mulcot.config_errors import check_unicode, explain_config_error, with_place
 from mulcot.config_overlays import NamedConfigFile, with_nulls_kept, with_values_replaced
 from mulcot.files import write_atomic
 from mulcot.ground import FORMAT, check_allowed, ground_of
 from mulcot.interruptions import Interruptions
 from mulcot.manifests import command_key, input_digests, package_versions, recorded_name
 from mulcot.models import MODEL_FOLDER, find_model, load_trained
+from mulcot.ranges import TRAINER, Seed, check_number, check_ranges
 from mulcot.resuming import find_resumed
 from mulcot.stage_folder import METRICS, StageFolder, check_stage_name
 from mulcot.types import InputError, MissingInputError
@@ -122,6 +123,7 @@ class MulcotCLI(LightningCLI):
             if isinstance(error, InputError):
                 raise
             raise InputError(explain_config_error(error, args, parser)) from error
+        self._check_numbers(self.config[str(self.config.subcommand)])
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: hyper-parameters stored in a checkpoint must not override YAML and flags without a word."""
@@ -168,12 +170,21 @@ class MulcotCLI(LightningCLI):
         if self.subcommand in ("fit", "predict") and is_first_process() and not fresh:
             self.folder.refuse_finished()
 
+    def _check_numbers(self, config: Any) -> None:
+        """Refuses numbers that the trainer and the random generators could not work with."""
+        for name, hint in {"seed_everything": Seed | bool, **TRAINER}.items():
+            try:
+                check_number(name, hint, config[name])
+            except InputError as refusal:
+                raise with_place(refusal, self.argv) from refusal
+
     def instantiate_classes(self) -> None:
         """As in the base class; what a constructor refuses leaves as one line."""
         refusals: list[InputError] = []
 
         def construct(class_type: type[Made], *args: Any, **kwargs: Any) -> Made:
             try:
+                check_ranges(class_type, kwargs)
                 return class_type(*args, **kwargs)
             except InputError as refusal:
                 refusals.append(refusal)  # jsonargparse would keep its text alone, in the midst of its own
@@ -182,12 +193,13 @@ class MulcotCLI(LightningCLI):
         self.parser.add_instantiator(construct, object)
         try:
             super().instantiate_classes()
-        except (ArgumentError, ValueError, MisconfigurationException) as error:
-            if refusals:
-                raise refusals[0] from None  # the parser's own error spells every argument, a misplaced key too
+        except (ArgumentError, TypeError, ValueError, MisconfigurationException) as error:
+            if refusals:  # the parser's own error spells every argument, a misplaced key too
+                raise with_place(refusals[0], self.argv) from None
             if isinstance(error, MisconfigurationException):
-                raise InputError(f"trainer: {first_line(error)}") from error
-            raise InputError(explain_config_error(error, self.argv, self.parser)) from error
+                raise with_place(InputError(f"trainer: {first_line(error)}"), self.argv) from error
+            explained = InputError(explain_config_error(error, self.argv, self.parser))
+            raise with_place(explained, self.argv) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds what no overlay may drop: loss terms, inspection, checkpoints, progress, durable saving."""

@@ -191,10 +191,14 @@ def read_manifest(folder: Path) -> Manifest | None:
     """
     path = folder / MANIFEST_NAME
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise _damaged(path, "it is no file")
         content = json.loads(path.read_bytes())
+    except InputError:
+        raise
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, "it is not JSON") from error
     if not isinstance(content, dict):
         raise _damaged(path, "it is not a mapping")

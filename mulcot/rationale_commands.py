@@ -13,6 +13,7 @@ from rich.console import Console
 from mulcot.config_errors import explain_config_error
 from mulcot.teachers.limits import Prices
 from mulcot.teachers.store import LabelStore
+from mulcot.teachers.store_files import whole_values
 from mulcot.teachers.store_merge import merge_store
 from mulcot.teachers.store_summary import print_reconciliation, reconcile
 from mulcot.types import SPLITS, InputError, MissingInputError, RationaleRecord
@@ -33,7 +34,7 @@ def main_rationales(argv: Sequence[str]) -> int:
         )
     # Everything is read before anything is written: a wrong line leaves the store as it was.
     records = [record for file in given["import"] for record in _records(file)]
-    with LabelStore(path) as store:
+    with whole_values(path), LabelStore(path) as store:
         new = store.bring_in(records)
         for other in given.merge:
             merge_store(store, other)

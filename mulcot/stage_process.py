@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformers.utils import logging as transformers_logging
 
 from mulcot.checkpoints import NO_ROOM
+from mulcot.config_errors import with_place
 from mulcot.interruptions import Interrupted, Interruptions, requeue
 from mulcot.lightning_cli import MulcotCLI, first_line, is_first_process
 from mulcot.types import InputError
@@ -45,7 +46,7 @@ def run_stage(argv: Sequence[str]) -> int:
         try:
             MulcotCLI(argv, interruptions, resources)
         except MisconfigurationException as error:
-            raise InputError(first_line(error)) from error
+            raise with_place(InputError(first_line(error)), argv) from error
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise

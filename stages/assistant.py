@@ -13,6 +13,7 @@ from mulcot.generation import Replies, ReplyWriter, SeededSampler, sample_seed
 from mulcot.generation.vllm_engine import VllmEngine
 from mulcot.models import DType, Lora, Quantise, head_rows, merged_if_exact
 from mulcot.prompts import get_prompt
+from mulcot.ranges import Count, Labels, Natural, NonNegative, Positive, Side
 from mulcot.rows import Layout, MicroBatch, QuestionBatch, RowForm
 from mulcot.soft_labels import SoftLabelCache, SoftLabelForm, SoftLabelKind
 from mulcot.types import DEFAULT_LABELS, InputError, Task
@@ -66,23 +67,23 @@ class AssistantStage(ModelStage):
         pretrained: str,
         stage_dir: Path,
         predicts: Literal["rationales", "soft_labels"] = "rationales",
-        samples_per_post: int = 1,
-        temperature: float = 0.7,
-        sampling_seed: int = 0,
+        samples_per_post: Count = 1,
+        temperature: Positive = 0.7,
+        sampling_seed: Natural = 0,
         soft_label_form: SoftLabelKind = "top_k",
-        soft_label_k: int = 64,
-        soft_label_draws: int = 64,
-        soft_label_temperature: float = 2.0,
+        soft_label_k: Count = 64,
+        soft_label_draws: Count = 64,
+        soft_label_temperature: Positive = 2.0,
         title: str = "assistant",
-        labels: Sequence[str] = DEFAULT_LABELS,
-        task_weights: dict[Task, float] | None = None,
+        labels: Labels = DEFAULT_LABELS,
+        task_weights: dict[Task, NonNegative] | None = None,
         lora: Lora | None = None,
         freeze_vision: bool = False,
         dtype: DType = "float32",
         attention: str = "sdpa",
         optimizer: Optimizer | None = None,
-        max_new_tokens: int = 512,
-        image_size: tuple[int, int] | None = None,
+        max_new_tokens: Count = 512,
+        image_size: tuple[Side, Side] | None = None,
         trust_remote_code: bool = False,
         engine: Literal["transformers", "vllm"] = "transformers",
         quantise: Quantise | None = None,

@@ -36,6 +36,7 @@ from mulcot.models import (
     trained_state,
 )
 from mulcot.predictions import FIT_PREDICTIONS, Prediction, write_predictions
+from mulcot.ranges import Count, Labels, NonNegative, Side
 from mulcot.rows import Layout, MicroBatch, QuestionBatch, RowEncoder, RowForm
 from mulcot.types import DEFAULT_LABELS, TASKS, InputError, Task
 from stages.all_ranks import of_all_ranks
@@ -87,15 +88,15 @@ class ModelStage(LightningModule):
         pretrained: str,
         stage_dir: Path,
         title: str,
-        labels: Sequence[str] = DEFAULT_LABELS,
-        task_weights: dict[Task, float] | None = None,
+        labels: Labels = DEFAULT_LABELS,
+        task_weights: dict[Task, NonNegative] | None = None,
         lora: Lora | None = None,
         freeze_vision: bool = False,
         dtype: DType = "float32",
         attention: str = "sdpa",
         optimizer: Optimizer | None = None,
-        max_new_tokens: int = 512,
-        image_size: tuple[int, int] | None = None,
+        max_new_tokens: Count = 512,
+        image_size: tuple[Side, Side] | None = None,
         trust_remote_code: bool = False,
         quantise: Quantise | None = None,
         activation_checkpointing: bool = False,

@@ -12,24 +12,26 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
+from mulcot.ranges import Natural, NonNegative, Positive, Share, ShareBelowOne
+
 
 @dataclass
 class Optimizer:
     """AdamW and its learning rate over time."""
 
-    learning_rate: float = 3e-4
+    learning_rate: Positive = 3e-4
     """The peak; the published code uses 3e-4."""
-    weight_decay: float = 0.01
+    weight_decay: NonNegative = 0.01
     """Decoupled decay of matrices; vectors (norms, biases) are not decayed."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.999)
     """Decay rates of the two moments."""
     schedule: Literal["constant", "cosine", "plateau"] = "constant"
     """`cosine` falls to 0 at the last step, `plateau` reduces when validation stops improving."""
-    warmup: float = 0.0
+    warmup: Share = 0.0
     """Share of all optimizer steps in which a cosine schedule rises to the peak."""
-    plateau_factor: float = 0.5
+    plateau_factor: ShareBelowOne = 0.5
     """What `plateau` multiplies the learning rate by."""
-    plateau_patience: int = 2
+    plateau_patience: Natural = 2
     """Epochs without improvement that `plateau` waits."""
 
 

@@ -20,6 +20,7 @@ from mulcot.models import (
     text_config,
     vocabulary_difference,
 )
+from mulcot.ranges import Count, Labels, NonNegative, Share, Side
 from mulcot.rows import Layout, RowEncoder, RowForm
 from mulcot.soft_labels import SoftLabelCache
 from mulcot.types import DEFAULT_LABELS, InputError, Task
@@ -70,21 +71,21 @@ class StudentStage(ModelStage):
         pretrained: str,
         stage_dir: Path,
         assistant: str | None = None,
-        lambda_soft: float | Schedule = 0.3,
+        lambda_soft: Share | Schedule = 0.3,
         online_assistant: bool = False,
         assistant_dtype: DType = "float32",
         assistant_quantise: Quantise | None = None,
         published: bool | PublishedQuirks = False,
         title: str = "student, distilled",
-        labels: Sequence[str] = DEFAULT_LABELS,
-        task_weights: dict[Task, float] | None = None,
+        labels: Labels = DEFAULT_LABELS,
+        task_weights: dict[Task, NonNegative] | None = None,
         lora: Lora | None = None,
         freeze_vision: bool = False,
         dtype: DType = "float32",
         attention: str = "sdpa",
         optimizer: Optimizer | None = None,
-        max_new_tokens: int = 512,
-        image_size: tuple[int, int] | None = None,
+        max_new_tokens: Count = 512,
+        image_size: tuple[Side, Side] | None = None,
         trust_remote_code: bool = False,
         quantise: Quantise | None = None,
         activation_checkpointing: bool = False,

@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 
+from mulcot.ranges import Count, Natural, NonNegative
 from mulcot.teachers.base import Teacher, TeacherPausedError
 from mulcot.teachers.filters import RationaleFilter, Remembers
 from mulcot.teachers.limits import Budget, Closable, Prices, ask_consent, costs, estimate, prices_of
@@ -86,13 +87,13 @@ class TeacherStage(LightningModule):
         teacher: Teacher,
         stage_dir: Path,
         labels: Sequence[str] = DEFAULT_LABELS,
-        max_reasks: int = 2,
-        concurrency: int = 16,
+        max_reasks: Natural = 2,
+        concurrency: Count = 16,
         accept_unlabelled: bool = False,
-        rationales_per_post: int = 1,
+        rationales_per_post: Count = 1,
         filters: list[RationaleFilter] | None = None,
-        max_requests: int | None = None,
-        max_usd: float | None = None,
+        max_requests: Natural | None = None,
+        max_usd: NonNegative | None = None,
         prices: Prices | None = None,
         prompt: PromptWords = "teacher",
         other_prompts: bool = False,

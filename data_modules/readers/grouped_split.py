@@ -1,5 +1,7 @@
 """Splits for a source that has none, or other ones than its own: no picture and no near-copy of a text on two sides."""
 
+from __future__ import annotations
+
 import hashlib
 import logging
 from collections import Counter
@@ -12,7 +14,8 @@ from data_modules.near_copies import group, near_copy_pairs
 from data_modules.readers.base import Entries, Reader, SingleFileReader, decoded
 from data_modules.readers.row_log import OnBadRow, PictureFault, Places, Row, RowError, RowLog, shown
 from data_modules.readers.taken_ids import check_new_id
-from data_modules.sharing import are_shares, as_counts, split_sizes
+from data_modules.sharing import are_shares, as_counts, check_sizes, split_sizes
+from mulcot.ranges import Natural, Share
 from mulcot.types import SPLITS, InputError, Post, Split
 
 _LOG = logging.getLogger(__name__)
@@ -50,12 +53,13 @@ class GroupedSplit(Reader):
         train: int | float,
         val: int | float,
         test: int | float | None = None,
-        seed: int = 0,
-        near_copies: float | None = 0.8,
+        seed: Natural = 0,
+        near_copies: Share | None = 0.8,
     ) -> None:
         """Keep the arguments; nothing is read before a split is asked for."""
         self.reader = reader
         self.train, self.val, self.test = as_counts(train, val, test)
+        check_sizes(self.train, self.val, self.test)
         self.seed = seed
         self.near_copies = near_copies
         self._pool: _Pool | None = None
@@ -119,7 +123,7 @@ class GroupedSplit(Reader):
         parts = self._parts or self._dealt(self._prepared(log or RowLog()))
         return {split: Counter(post.label or "" for _, post in entries) for split, entries in parts.items()}
 
-    def _prepared(self, log: RowLog) -> "_Pool":
+    def _prepared(self, log: RowLog) -> _Pool:
         """The source's posts, read once."""
         if self._pool is None:
             self._pool = _Pool(self.reader, log.on_bad_row)
@@ -142,7 +146,7 @@ class GroupedSplit(Reader):
         log.dropped.update(found.dropped)
         log.counts.update(found.counts)
 
-    def _dealt(self, pool: "_Pool") -> dict[Split, list[tuple[Row, Post]]]:
+    def _dealt(self, pool: _Pool) -> dict[Split, list[tuple[Row, Post]]]:
         """All three splits; made once, so that they stay disjoint even when the source changes meanwhile."""
         if self._parts is None:
             sides = self._sides(pool)
@@ -153,7 +157,7 @@ class GroupedSplit(Reader):
                 _LOG.info("split %s: %d posts, %s", split, counts.total(), dict(sorted(counts.items())))
         return self._parts
 
-    def _sides(self, pool: "_Pool") -> list[Split]:
+    def _sides(self, pool: _Pool) -> list[Split]:
         """The split of every post."""
         sizes = self._sizes(len(pool.entries))
         posts = [post for _, post in pool.entries]

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from mulcot.losses import Schedule, View, ViewKind, check_range, cross_entropy, is_constant, value_of
+from mulcot.ranges import NonNegative, Positive
 from mulcot.soft_labels import SoftLabelDescription
 from mulcot.types import TASKS, InputError, Task
 
@@ -30,7 +31,7 @@ class DistillationLoss(Callback, ABC):
     views: ClassVar[tuple[ViewKind, ...]] = ()
     """The views of the assistant that the term can learn from, none of a hard term."""
 
-    def __init__(self, weight: float | Schedule = 1.0, tasks: Sequence[Task] = TASKS) -> None:
+    def __init__(self, weight: NonNegative | Schedule = 1.0, tasks: Sequence[Task] = TASKS) -> None:
         super().__init__()
         check_range(weight, "weight", low=0.0)
         unknown = [task for task in tasks if task not in TASKS]
@@ -116,9 +117,9 @@ class SoftLoss(DistillationLoss):
 
     def __init__(
         self,
-        temperature: float | Schedule = 2.0,
+        temperature: Positive | Schedule = 2.0,
         scale_by_temperature: bool = True,
-        weight: float | Schedule = 1.0,
+        weight: NonNegative | Schedule = 1.0,
         tasks: Sequence[Task] = TASKS,
     ) -> None:
         super().__init__(weight, tasks)

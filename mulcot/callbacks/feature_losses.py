@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mulcot.callbacks.distillation import DistillationLoss
 from mulcot.losses import Schedule, View, ViewKind, hidden_cosine, hidden_mse, layer_map
+from mulcot.ranges import Count, NonNegative
 from mulcot.types import TASKS, InputError, Task
 
 Layers = tuple[Tensor, ...]
@@ -40,7 +41,9 @@ class FeatureLoss(DistillationLoss):
 
     views: ClassVar[tuple[ViewKind, ...]] = ("hidden",)
 
-    def __init__(self, layers: int | None = 1, weight: float | Schedule = 1.0, tasks: Sequence[Task] = TASKS) -> None:
+    def __init__(
+        self, layers: Count | None = 1, weight: NonNegative | Schedule = 1.0, tasks: Sequence[Task] = TASKS
+    ) -> None:
         super().__init__(weight, tasks)
         if layers is not None and layers < 1:
             raise InputError(f"layers of a {type(self).__name__} is {layers}; it must be 1 or more, or null")

@@ -24,6 +24,7 @@ from mulcot.losses import (
     total_variation,
     uld,
 )
+from mulcot.ranges import Count, NonNegative, Positive, Share, ShareBelowOne
 from mulcot.types import TASKS, InputError, Task
 
 
@@ -62,10 +63,10 @@ class GeneralizedJSD(SoftLoss):
 
     def __init__(
         self,
-        beta: float = 0.5,
-        temperature: float | Schedule = 2.0,
+        beta: Share = 0.5,
+        temperature: Positive | Schedule = 2.0,
         scale_by_temperature: bool = True,
-        weight: float | Schedule = 1.0,
+        weight: NonNegative | Schedule = 1.0,
         tasks: Sequence[Task] = TASKS,
     ) -> None:
         super().__init__(temperature, scale_by_temperature, weight, tasks)
@@ -83,10 +84,10 @@ class _Skewed(SoftLoss):
 
     def __init__(
         self,
-        alpha: float = 0.1,
-        temperature: float | Schedule = 2.0,
+        alpha: ShareBelowOne = 0.1,
+        temperature: Positive | Schedule = 2.0,
         scale_by_temperature: bool = True,
-        weight: float | Schedule = 1.0,
+        weight: NonNegative | Schedule = 1.0,
         tasks: Sequence[Task] = TASKS,
     ) -> None:
         super().__init__(temperature, scale_by_temperature, weight, tasks)
@@ -162,10 +163,10 @@ class UniversalLogit(SoftLoss):
 
     def __init__(
         self,
-        top: int | None = 1024,
-        temperature: float | Schedule = 1.0,
+        top: Count | None = 1024,
+        temperature: Positive | Schedule = 1.0,
         scale_by_temperature: bool = False,
-        weight: float | Schedule = 1.0,
+        weight: NonNegative | Schedule = 1.0,
         tasks: Sequence[Task] = TASKS,
     ) -> None:
         super().__init__(temperature, scale_by_temperature, weight, tasks)

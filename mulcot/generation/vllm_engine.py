@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mulcot.models import DType, ModelSource, base_of, find_model
+from mulcot.models.folders import check_model_folder
 from mulcot.rows import RowEncoder, TextRow
 from mulcot.types import InputError
 
@@ -64,8 +65,12 @@ class VllmEngine:
         base = base_of(source)
         options: dict[str, Any] = {} if base is None else {"enable_lora": True, "max_lora_rank": _rank(source)}
         self._adapter = None if base is None else _adapter(source)
+        whole = source if base is None else base
+        if not whole.on_hub:
+            check_model_folder(Path(whole.name))
         self._model = self._vllm.LLM(
-            model=(source if base is None else base).name,
+            model=whole.name,
+            load_format="safetensors",  # left to itself it takes pickles
             tokenizer=source.name,
             dtype=dtype,
             trust_remote_code=trust_remote_code,

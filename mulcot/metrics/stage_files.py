@@ -317,6 +317,8 @@ def read_stages(run_dir: Path, chain: Sequence[str]) -> list[Stage]:
 
 
 def _read(path: Path, kind: TypeAdapter[Any]) -> Any:
+    if not path.is_file():  # a pipe would be waited for
+        raise InputError(f"{path}: it is no file; run the stage again with --fresh")
     try:
         return kind.validate_json(path.read_bytes())
     except OSError as error:

@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Annotated, Any, Final, Literal, cast
 
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, PreTrainedModel
 
 from mulcot.checkpoints import read_checkpoint
 from mulcot.models.attention import implementation
+from mulcot.models.folders import (
+    ADAPTER,
+    ADAPTER_WEIGHTS,
+    check_adapter_folder,
+    check_config,
+    check_model_folder,
+    check_processor_folder,
+    shapes_of,
+)
 from mulcot.models.parts import base_model, head_rows, vision_parameters
 from mulcot.models.quantisation import Quantise, quantise_language
+from mulcot.ranges import Count, ShareBelowOne, Side
 from mulcot.types import InputError, MissingInputError
 
 DType = Literal["float32", "bfloat16"]
 MODEL_FOLDER: Final = "model"
-_ADAPTER: Final = "adapter_config.json"
 _MAKERS: Final = (
     "`mulcot fit --config assistant.yaml` (an assistant), `mulcot fit --config student.yaml` (a student) or "
     "`mulcot tiny-models` (the embedded pair) makes one"
 )
-_ORIGIN: Final = ("pretrained", "lora", "freeze_vision", "labels", "image_size")
-"""What a stage's checkpoint says, under our own key, of the model that it belongs to."""
 _HUB_SECONDS: Final = 10.0
 """How long the hub has to answer; without an answer what was downloaded before is taken."""
 
@@ -41,18 +48,34 @@ _HUB_SECONDS: Final = 10.0
 class Lora:
     """A low-rank adapter on the language model's linear layers."""
 
-    r: int = 16
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    r: Count = 16
     """Rank of the update."""
-    alpha: int = 32
+    alpha: Count = 32
     """The update is scaled by alpha / r."""
-    dropout: float = 0.05
+    dropout: ShareBelowOne = 0.05
     """Dropout before the adapter."""
-    targets: list[str] = field(
+    targets: Annotated[list[str], Field(min_length=1)] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     )
     """Names of the linear layers that are adapted."""
     vision: bool = False
     """Adapts the layers of these names in the vision tower as well."""
+
+
+class _Origin(BaseModel):
+    """What a stage's checkpoint says, under our own key, of the model that it belongs to."""
+
+    pretrained: str
+    lora: Lora | None
+    freeze_vision: bool
+    labels: tuple[str, ...]
+    image_size: tuple[Side, Side] | None
+    pad_end: bool = False
+
+
+_ORIGIN: Final = tuple(name for name, field in _Origin.model_fields.items() if field.is_required())
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +109,7 @@ class ModelSource:
         """Whether there is an adapter on the model already."""
         if self.base is not None:
             return self.lora is not None or self.base.adapted
-        return (Path(self.name) / _ADAPTER).is_file()
+        return (Path(self.name) / ADAPTER).is_file()
 
 
 def find_model(given: str) -> ModelSource:
@@ -103,7 +126,7 @@ def find_model(given: str) -> ModelSource:
         if not path.is_file():
             raise MissingInputError(f"{path} is missing: give a checkpoint that `mulcot fit` wrote")
         return _source_of(path.resolve())
-    if (path / "config.json").is_file() or (path / _ADAPTER).is_file():
+    if (path / "config.json").is_file() or (path / ADAPTER).is_file():
         return ModelSource(str(path.resolve()))  # absolute: an adapter names its base by it, wherever it is loaded
     if (path / MODEL_FOLDER).is_dir():
         if not (path / "manifest.json").is_file():
@@ -208,7 +231,9 @@ def _load(source: ModelSource, options: dict[str, Any], complete: Callable[[Any]
             model = _load(source.base, options, complete if source.adapted else _nothing)
         if source.lora is not None:
             model = add_lora(cast(PreTrainedModel, model), source.lora)
-        state = read_checkpoint(source.checkpoint, mmap=True)["state_dict"]
+        state = read_checkpoint(source.checkpoint, mmap=True).get("state_dict")
+        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise InputError(f"{source.checkpoint}: the checkpoint is damaged: it holds no state_dict of tensors")
         load_trained(model, state, freeze_vision=source.freeze_vision)
         if not isinstance(model, PeftModel):  # an adapter on these weights is one on the checkpoint, not on its folder
             cast(Any, model).name_or_path = str(source.checkpoint)
@@ -220,7 +245,7 @@ def _load(source: ModelSource, options: dict[str, Any], complete: Callable[[Any]
         return model
     with _as_base_of(Path(source.name)):
         model = _load(find_model(_adapter_base(Path(source.name))), options, complete)
-    return PeftModel.from_pretrained(cast(PreTrainedModel, model), source.name, is_trainable=True)
+    return _with_adapter(cast(PreTrainedModel, model), Path(source.name))
 
 
 def base_of(source: ModelSource) -> ModelSource | None:
@@ -235,20 +260,57 @@ def base_of(source: ModelSource) -> ModelSource | None:
         return find_model(_adapter_base(Path(source.name)))
 
 
+def bases(source: ModelSource) -> Iterator[ModelSource]:
+    """A model and what it goes onto, one after the other, down to one that stands for itself.
+
+    Raises:
+        MissingInputError: one is gone.
+        InputError: one is its own base.
+    """
+    seen: set[tuple[str, Path | None]] = set()
+    below: ModelSource | None = source
+    while below is not None:
+        if (below.name, below.checkpoint) in seen:
+            raise InputError(f"{below.checkpoint or below.name}: it is its own base; name the model that it belongs to")
+        seen.add((below.name, below.checkpoint))
+        yield below
+        below = base_of(below)
+
+
 def _adapter_base(folder: Path) -> str:
-    base = json.loads((folder / _ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base:
-        raise InputError(f"{folder / _ADAPTER} names no base_model_name_or_path: write the base model's folder there")
-    return str(base)
+    return str(check_adapter_folder(folder)["base_model_name_or_path"])
+
+
+def _with_adapter(model: PreTrainedModel, folder: Path) -> nn.Module:
+    """The model under the adapter of a folder, whose weights are all that an adapter of its config has."""
+    try:
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+    except Exception as error:  # a config that does not fit ends anywhere in peft
+        raise _refused(error, f"{folder}: the adapter does not fit its base") from error
+    written, wanted = set(shapes_of(folder / ADAPTER_WEIGHTS)), set(get_peft_model_state_dict(adapted))
+    if written != wanted:
+        raise InputError(
+            f"{folder / ADAPTER_WEIGHTS}: it belongs to another adapter than {ADAPTER} says: it lacks "
+            f"{sorted(wanted - written)[:2]} and has {sorted(written - wanted)[:2]} beside those"
+        )
+    return adapted
+
+
+_owners: ContextVar[tuple[Path, ...]] = ContextVar("owners", default=())
 
 
 @contextmanager
 def _as_base_of(owner: Path) -> Iterator[None]:
-    """Says whose base it is that is missing."""
+    """Says whose base it is that is missing; what is its own base, or that of its base, has none."""
+    if owner in _owners.get():
+        raise InputError(f"{owner}: it is its own base; name the model that it belongs to")
+    token = _owners.set((*_owners.get(), owner))
     try:
         yield
     except MissingInputError as error:
         raise MissingInputError(f"{owner}: its base {error}") from error
+    finally:
+        _owners.reset(token)
 
 
 def _from_pretrained(auto_class: Any, what: str, source: ModelSource, options: dict[str, Any]) -> Any:
@@ -256,8 +318,16 @@ def _from_pretrained(auto_class: Any, what: str, source: ModelSource, options: d
     name = source.name
     if source.on_hub:
         options = options | {"local_files_only": _hub_is_silent(name)}
+    else:
+        (check_processor_folder if what == "processor" else check_model_folder)(Path(name))
     try:
-        return auto_class.from_pretrained(name, **options)
+        if what != "processor":
+            check_config(PreTrainedConfig.get_config_dict(name, **_where(options))[0], name)
+        if what != "model":
+            return auto_class.from_pretrained(name, **options)
+        model, report = auto_class.from_pretrained(name, output_loading_info=True, **options)
+    except InputError:
+        raise
     except OSError as error:
         if source.on_hub:
             raise MissingInputError(
@@ -265,12 +335,29 @@ def _from_pretrained(auto_class: Any, what: str, source: ModelSource, options: d
                 f"a name that is there, or download it with `hf download {name}` where there is a network; {_MAKERS}"
             ) from error
         raise InputError(f"{name}: no {what} could be loaded ({_first_line(error)})") from error
-    except (ValueError, ImportError, SafetensorError) as error:
+    except Exception as error:  # damaged files end anywhere in transformers
         given = options.get("attn_implementation")
         attention = given["text_config"] if isinstance(given, dict) else given
         how = f" with attention {attention}" if attention is not None else ""
         hint = "; `sdpa` is the attention that needs no package" if attention not in (None, "sdpa") else ""
-        raise InputError(f"{name}: no {what} could be loaded{how} ({_first_line(error)}){hint}") from error
+        raise _refused(error, f"{name}: no {what} could be loaded{how}", hint) from error
+    if missing := sorted(report["missing_keys"]):  # transformers draws them at random
+        raise InputError(
+            f"{name}: {len(missing)} weights of a {type(model).__name__} are not in its files ({missing[0]}, ...): "
+            "fetch the whole model, or take the config that belongs to the weights"
+        )
+    return model
+
+
+def _where(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key == "local_files_only"}
+
+
+def _refused(error: Exception, start: str, hint: str = "") -> Exception:
+    """What a library raised as the user's error; memory that ran out is told of elsewhere."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
+        return error
+    return InputError(f"{start} ({_first_line(error)}){hint}")
 
 
 def _hub_is_silent(name: str) -> bool:
@@ -320,9 +407,7 @@ def text_config(given: str, *, trust_remote_code: bool = False) -> Any:
         given: see `find_model`.
         trust_remote_code: see `load_model`.
     """
-    source = find_model(given)
-    while (below := base_of(source)) is not None:
-        source = below
+    *_, source = bases(find_model(given))
     config = _from_pretrained(AutoConfig, "config", source, {"trust_remote_code": trust_remote_code})
     return config.get_text_config()
 
@@ -350,24 +435,40 @@ def load_trained(model: nn.Module, state: dict[str, Tensor], *, freeze_vision: b
         )
 
 
+def _rank_in(state: Any) -> int:
+    """The rank of the adapter in a checkpoint's weights, 0 where there is none."""
+    named = state.items() if isinstance(state, dict) else ()
+    return max((len(value) for name, value in named if "lora_A" in name and isinstance(value, Tensor)), default=0)
+
+
 def _source_of(path: Path) -> ModelSource:
     """The model that a checkpoint was trained from, by our own key in it, not by Lightning's hyper-parameters."""
-    origin = read_checkpoint(path, mmap=True).get("mulcot", {})
+    checkpoint = read_checkpoint(path, mmap=True)
+    origin = checkpoint.get("mulcot")
+    origin = origin if isinstance(origin, dict) else {}
     lacking = [key for key in _ORIGIN if key not in origin]
     if lacking:
         raise InputError(
             f"{path} was not written by mulcot, or by an earlier one: it does not say {', '.join(lacking)} of its "
             f"model; give a checkpoint that `mulcot fit` wrote"
         )
+    try:
+        said = _Origin.model_validate(origin)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path}: the checkpoint is damaged: {name}: {first['msg']}; take another one") from error
+    if said.lora is not None and said.lora.r > _rank_in(checkpoint.get("state_dict")):
+        raise InputError(f"{path}: the checkpoint is damaged: no adapter in it has the rank {said.lora.r} of its lora")
     with _as_base_of(path):
-        base = find_model(origin["pretrained"])
+        base = find_model(said.pretrained)
     return ModelSource(
         base.name,
         path,
         base,
-        lora=Lora(**origin["lora"]) if origin["lora"] else None,
-        freeze_vision=origin["freeze_vision"],
-        labels=tuple(origin["labels"]),
-        image_size=tuple(origin["image_size"]) if origin["image_size"] else None,
-        pad_end=origin.get("pad_end", False),
+        lora=said.lora,
+        freeze_vision=said.freeze_vision,
+        labels=said.labels,
+        image_size=said.image_size,
+        pad_end=said.pad_end,
     )

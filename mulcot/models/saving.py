@@ -7,15 +7,18 @@ import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from peft import PeftModel
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import nn
 
 from mulcot.files import write_atomic
+from mulcot.models.folders import read_object
 from mulcot.models.loading import ModelSource
 from mulcot.prompts import PROMPTS
-from mulcot.types import DEFAULT_LABELS
+from mulcot.ranges import Side
+from mulcot.types import DEFAULT_LABELS, InputError
 
 SETTINGS_FILE: Final = "mulcot.json"
 
@@ -24,9 +27,9 @@ SETTINGS_FILE: Final = "mulcot.json"
 class RowSettings:
     """What a model was trained with beside its processor; rows for it must be made with the same."""
 
-    labels: tuple[str, ...] = DEFAULT_LABELS
+    labels: Annotated[tuple[str, ...], Field(min_length=2)] = DEFAULT_LABELS
     """The label set, as it is named in prompts."""
-    image_size: tuple[int, int] | None = None
+    image_size: tuple[Side, Side] | None = None
     """Width and height that every picture is squeezed to; None keeps its shape."""
     pad_end: bool = False
     """Whether the pad token ends a response instead of the chat template's end of turn."""
@@ -52,13 +55,19 @@ def save_model(model: nn.Module, processor: Any, settings: RowSettings, folder: 
 
 
 def read_settings(source: ModelSource) -> RowSettings:
-    """What a model was trained with; for a model that mulcot did not write the defaults."""
+    """What a model was trained with; for a model that mulcot did not write the defaults.
+
+    Raises:
+        InputError: what its folder says of that is damaged.
+    """
     if source.labels is not None:
         return RowSettings(source.labels, source.image_size, source.pad_end)
     path = Path(source.name) / SETTINGS_FILE
     if not path.is_file():
         return RowSettings()
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    size = settings.get("image_size")
-    image_size = None if size is None else (size[0], size[1])
-    return RowSettings(tuple(settings["labels"]), image_size, settings.get("pad_end", False))
+    try:
+        return TypeAdapter(RowSettings).validate_python(read_object(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path}: {name}: {first['msg']}; copy the file anew, or take it out") from error

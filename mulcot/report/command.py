@@ -59,9 +59,9 @@ def report(
     rows: list[PublishedRow] = [] if published is None else read_published(published)
     run = read_run(run_dir)
     result = numbers_of(run, baseline)
-    target = out or run_dir / METRICS_NAME
+    target = out or _inside(run_dir, METRICS_NAME, "--out")
     _write_numbers(target, result)
-    page = page or target.parent / PAGE_NAME
+    page = page or (target.parent / PAGE_NAME if out else _inside(run_dir, PAGE_NAME, "--page"))
     _write(page, run_page(run, result, rows), "page")
     console = _console()
     render(result, console)
@@ -88,9 +88,10 @@ def report_against(run_dir: Path, against: Path, out: Path | None = None, page: 
     from mulcot.report.page import comparison_page
 
     result = compare(run_dir, against)
-    target = out or run_dir / f"against-{against.resolve().name}.json"
+    name = f"against-{against.resolve().name}"
+    target = out or _inside(run_dir, f"{name}.json", "--out")
     _write_numbers(target, result)
-    page = page or target.with_suffix(".html")
+    page = page or (target.with_suffix(".html") if out else _inside(run_dir, f"{name}.html", "--page"))
     _write(page, comparison_page(result, target.name), "page")
     console = _console()
     render_comparison(result, console)
@@ -132,6 +133,14 @@ def main_report(argv: Sequence[str]) -> int:
             raise InputError(f"--{name} is for one run's numbers, not for two runs: leave out --against")
     report_against(options.run_dir, options.against, options.out, options.page)
     return 0
+
+
+def _inside(run_dir: Path, name: str, option: str) -> Path:
+    """A file of the run's folder, which somebody else may have made: a link in it must not lead what is written away."""
+    target = run_dir / name
+    if not target.resolve().is_relative_to(run_dir.resolve()):
+        raise InputError(f"{target}: it is a link that leads out of the run; remove it, or name a file with {option}")
+    return target
 
 
 def _write_numbers(target: Path, result: Mapping[str, Any]) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from PIL import Image
 
@@ -100,13 +100,35 @@ class PostPictures:
         from jsonargparse import ArgumentError, ArgumentParser  # with it come the readers, and pyarrow with them
 
         from data_modules.readers import Reader
+        from data_modules.readers import __all__ as known
         from data_modules.readers.row_log import RowLog
 
         parser = ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(Reader, "posts")
         try:
             posts = read_config(self._config)["data"]["init_args"]["posts"]
+            # A report may be asked for of a run that somebody else made: its configuration is data here, and a class
+            # that it names is not imported for it.
+            others = [
+                name for name in _classes(posts) if name not in known and not name.startswith("data_modules.readers.")
+            ]
+            if others:
+                raise InputError(f"{self._config}: its reader {others[0]!r} is none of mulcot's, so it is not opened")
             reader: Reader = parser.instantiate_classes(parser.parse_object({"posts": posts})).posts
+        except InputError:
+            raise
         except (ArgumentError, TypeError, ValueError, KeyError) as error:
             raise InputError(f"{self._config}: its reader cannot be opened ({' '.join(str(error).split())})") from error
         return {post.id: post.image for post in reader.read("test", RowLog(on_bad_row="skip"))}
+
+
+def _classes(value: Any) -> Iterator[str]:
+    """The names of the classes that a part of a configuration asks for."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if key == "class_path":
+                yield str(inner)
+            yield from _classes(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _classes(inner)

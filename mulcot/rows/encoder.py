@@ -19,12 +19,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 
 from mulcot.images import load_image
 from mulcot.prompts import RenderedPrompt, get_prompt
-from mulcot.types import TASKS, Post, Setting, Task
+from mulcot.rows.plain_text import PlainText
+from mulcot.types import TASKS, InputError, Post, Setting, Task
 
 MAX_ASPECT_RATIO: Final = 200
 """Qwen's image processors refuse more elongated pictures; they are brought to this ratio for every model."""
@@ -101,11 +103,15 @@ class RowEncoder:
         self._pictures_processor = processor if image_size is None else _with_budget_for(processor, image_size)
         self._max_ratio = min(MAX_ASPECT_RATIO, _token_budget(processor.image_processor) or MAX_ASPECT_RATIO)
         self.tokenizer = processor.tokenizer
+        self._plain = PlainText(processor)
         self.labels = tuple(labels)
         self.end_of_turn = self._find_end_of_turn()
         self._pad_end = pad_end
         if pad_end:
             self.end_of_turn = (self.pad_id,)
+        for label in self.labels:  # they stand in prompts as our own text does
+            if not self._plain.controls.isdisjoint(self._tokenise_fixed(label)):
+                raise InputError(f"labels: {label!r} holds a special token of the model; give it another name")
         self._fixed_ids = lru_cache(maxsize=1024)(self._tokenise_fixed)
         self._data_ids = lru_cache(maxsize=4)(lambda text: tuple(self.plain_ids(text)))  # a post's rows share its data
         self._head_texts: dict[tuple[Setting, Task], str] = {}
@@ -233,9 +239,12 @@ class RowEncoder:
         return head[0], tuple(tail)
 
     def plain_ids(self, text: str) -> list[int]:
-        """The token ids of `text` as data: special tokens that it spells are tokenised as ordinary characters."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return ids
+        """The token ids of `text` as data: special tokens that it spells are tokenised as ordinary characters.
+
+        Raises:
+            InputError: the tokenizer has no other way to write a character of it than as a special token.
+        """
+        return self._plain.ids(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a response up to its end of turn."""
@@ -268,9 +277,15 @@ class RowEncoder:
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if answer is not None:
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        rendered: str = self.processor.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=answer is None
-        )
+        try:
+            rendered: str = self.processor.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=answer is None
+            )
+        except (TemplateError, ValueError, TypeError, RecursionError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"{self.tokenizer.name_or_path}: its chat template cannot be used ({reason}); take that of the model"
+            ) from error
         return rendered
 
     def _find_end_of_turn(self) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from transformers import AutoConfig
 
 from mulcot.generation import SeededSampler, decode_ids
 from mulcot.manifests import digest
-from mulcot.models import DType, ModelSource, base_of, find_model, load_model, load_processor, read_settings, row_form
+from mulcot.models import DType, ModelSource, bases, find_model, load_model, load_processor, read_settings, row_form
 from mulcot.rows import RowCollator, RowEncoder, TextRow
 from mulcot.teachers.base import Finish, TeacherReply, TeacherRequest
 from mulcot.types import InputError
@@ -140,11 +140,7 @@ def weights_digest(pretrained: str, trust_remote_code: bool) -> str:
         MissingInputError: There is no model.
         InputError: The hub's model is not in the cache and cannot be fetched.
     """
-    source: ModelSource | None = find_model(pretrained)
-    parts = []
-    while source is not None:
-        parts.append(_digest_of(source, trust_remote_code))
-        source = base_of(source)
+    parts = [_digest_of(source, trust_remote_code) for source in bases(find_model(pretrained))]
     return parts[0] if len(parts) == 1 else hashlib.sha256("/".join(parts).encode()).hexdigest()
 
 

@@ -19,6 +19,7 @@ from typing import Any, Final, Self
 from mulcot.teachers.base import TeacherReply, TeacherSilentError, TeacherUse
 from mulcot.teachers.settled import Conclusion, Settled
 from mulcot.teachers.store_files import (
+    LARGEST_VALUE,
     explained,
     file_system_of,
     give_lock_back,
@@ -26,6 +27,7 @@ from mulcot.teachers.store_files import (
     open_tables,
     refuse_network,
     take_lock,
+    whole_values,
 )
 from mulcot.types import RATIONALE_KEYS, InputError, Rationale, RationaleRecord
 
@@ -75,6 +77,7 @@ class LabelStore:
             # Reading has a connection of its own: it never waits for a commit and never sees half of one.
             self._reads = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             self._open.append(self._reads)
+            self._reads.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_VALUE)
             self._reads.execute("PRAGMA query_only=ON")
             self.origin = self.note("origin") or ""
         except BaseException:
@@ -183,12 +186,15 @@ class LabelStore:
     def accepted(self, asks: Collection[tuple[str, int]]) -> dict[tuple[str, int], Rationale]:
         """The rationales that were accepted under content keys and attempts, for those that have one."""
         found = self._of("SELECT key, attempt, rationale FROM asked JOIN accepted USING (key, attempt)", asks)
-        return {(key, attempt): _rationale(written) for key, attempt, written in found}
+        with whole_values(self.path):
+            return {(key, attempt): _rationale(written) for key, attempt, written in found}
 
     def all_accepted(self) -> Iterator[tuple[str, Rationale]]:
         """Every accepted rationale with its content key."""
         for key, written in self._reads.execute("SELECT key, rationale FROM accepted ORDER BY key, attempt"):
-            yield key, _rationale(written)
+            with whole_values(self.path):
+                rationale = _rationale(written)
+            yield key, rationale
 
     # -- what was brought in, and how the last run ended ------------------------------------------------------------
 
@@ -225,7 +231,8 @@ class LabelStore:
             "SELECT fingerprint, conclusion FROM concluded JOIN accepted USING (key, attempt) "
             f"WHERE fingerprint IN ({', '.join('?' * len(fingerprints))})"
         )
-        return {name: _conclusion(written) for name, written in self._reads.execute(query, tuple(fingerprints))}
+        with whole_values(self.path):
+            return {name: _conclusion(written) for name, written in self._reads.execute(query, tuple(fingerprints))}
 
     def forget_settled(self) -> None:
         """Begins a new run: how the last one ended no longer counts."""
@@ -251,7 +258,8 @@ class LabelStore:
         )
         for row in self._reads.execute(query):
             values: list[Any] = list(row)
-            values[-2] = tuple((key, attempt, bool(is_new)) for key, attempt, is_new in json.loads(row[-2]))
+            with whole_values(self.path):
+                values[-2] = tuple((key, attempt, bool(is_new)) for key, attempt, is_new in json.loads(row[-2]))
             yield Settled(*values)
 
     def tokens(self, asks: Collection[tuple[str, int]]) -> dict[tuple[str, int], tuple[int, int]]:

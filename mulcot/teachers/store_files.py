@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import secrets
 import socket
 import sqlite3
@@ -71,6 +72,10 @@ CREATE TABLE IF NOT EXISTS settled (   -- how the dialogues of the last run ende
 CREATE TABLE IF NOT EXISTS notes (name TEXT NOT NULL PRIMARY KEY, value TEXT NOT NULL);
 """
 
+_NAMES: Final = frozenset(re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", TABLES))
+LARGEST_VALUE: Final = 16 << 20
+"""Bytes of a row: a reply is cut off long before."""
+
 _NETWORK_FILE_SYSTEMS: Final = frozenset(
     {"afs", "beegfs", "ceph", "cifs", "gfs", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2"}
     | {"pvfs2", "smb2", "smb3", "smbfs", "fuse.ceph", "fuse.cifs", "fuse.glusterfs", "fuse.gcsfuse", "fuse.rclone"}
@@ -135,6 +140,7 @@ def open_tables(path: Path) -> sqlite3.Connection:
                 f"{path}: the label store has version {version}, this mulcot reads version {SCHEMA_VERSION}: "
                 "use the mulcot that wrote it, or another stage folder"
             )
+        check_schema(db, path)
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")
         if version == 0:
@@ -153,6 +159,25 @@ def open_tables(path: Path) -> sqlite3.Connection:
         _close(db)
         raise
     return db
+
+
+def check_schema(db: sqlite3.Connection, path: Path) -> None:
+    """Refuses a store with anything that would run when it is used, and bounds what is read of it at a time.
+
+    Args:
+        db: The open file.
+        path: Its path, for the message.
+
+    Raises:
+        InputError: It has a trigger, a view, or a table that no store has.
+    """
+    db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_VALUE)
+    db.execute("PRAGMA trusted_schema=OFF")
+    db.execute("PRAGMA cell_size_check=ON")
+    for kind, name in db.execute("SELECT type, name FROM sqlite_master"):
+        ours = name in _NAMES if kind == "table" else kind == "index" and name.startswith("sqlite_autoindex_")
+        if not ours:
+            raise InputError(f"{path}: it has the {kind} {name!r}, which no label store has: do not use it")
 
 
 def new_origin() -> str:
@@ -181,6 +206,24 @@ def explained(path: Path) -> Iterator[None]:
         raise cannot_write(path, str(error)) from error
     except OSError as error:
         raise cannot_write(path, error.strerror or str(error)) from error
+
+
+@contextmanager
+def whole_values(path: Path) -> Iterator[None]:
+    """Turns what a value raises that no store has written into the user's error.
+
+    Raises:
+        InputError: a value is of another kind, or too long.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (sqlite3.DatabaseError, ValueError, TypeError, LookupError, RecursionError) as error:
+        reason = " ".join((str(error) or type(error).__name__).split())
+        raise InputError(
+            f"{path}: the label store is damaged ({reason}): move it away, or use another stage folder"
+        ) from error
 
 
 def take_lock(path: Path) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from mulcot.teachers.store import LabelStore
-from mulcot.teachers.store_files import SCHEMA_VERSION, explained, give_lock_back, take_lock
+from mulcot.teachers.store_files import SCHEMA_VERSION, check_schema, explained, give_lock_back, take_lock
 from mulcot.types import InputError, MissingInputError
 
 _ATTEMPTS: Final = """
@@ -97,6 +97,7 @@ def _check(path: Path) -> None:
         db = sqlite3.connect(path)
         try:
             version = db.execute("PRAGMA user_version").fetchone()[0]
+            check_schema(db, path)
         finally:
             db.close()
     except sqlite3.DatabaseError as error:

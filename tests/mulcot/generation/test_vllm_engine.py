@@ -10,6 +10,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from data_modules.collate import QuestionSet
 from data_modules.encoded import EncodedPosts
@@ -113,6 +115,7 @@ def test_an_adapter_is_given_beside_its_base(made: list[dict[str, Any]], folder:
     (tmp_path / "adapter_config.json").write_text(
         json.dumps({"base_model_name_or_path": folder, "r": 24, "peft_type": "LORA"})
     )
+    save_file({"q_proj.lora_A.weight": torch.zeros(24, 2)}, tmp_path / "adapter_model.safetensors")
     VllmEngine(str(tmp_path), encoder, 9, 0.7).write([], [])
     assert (made[0]["model"], made[0]["enable_lora"], made[0]["max_lora_rank"]) == (folder, True, 24)
     assert made[0]["tokenizer"] == str(tmp_path)

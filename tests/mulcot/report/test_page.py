@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import replace
 from itertools import pairwise
 
@@ -394,6 +395,12 @@ def test_pictures_in_a_table_come_from_the_reader(hand_run, picture, read_page, 
     page = read_page(hand_run.folder / "report.html")
     assert page.all("img") == []
     assert "it lies in a table that cannot be opened" in page.text
+    foreign = {"class_path": "antigravity.Reader", "init_args": {}}
+    nested = {"class_path": "GroupedSplit", "init_args": {"reader": foreign}}
+    (stage / "config-fit.yaml").write_text(json.dumps({"data": {"init_args": {"posts": nested}}}), encoding="utf-8")
+    report(hand_run.folder)
+    assert "its reader 'antigravity.Reader' is none of mulcot's" in read_page(hand_run.folder / "report.html").text
+    assert "antigravity" not in sys.modules
 
 
 def test_groups_of_posts_have_their_own_scores(hand_run, read_page, capsys):
