@@ -136,7 +136,7 @@ def main_report(argv: Sequence[str]) -> int:
 
 
 def _inside(run_dir: Path, name: str, option: str) -> Path:
-    """A file of the run's folder, which somebody else may have made: a link in it must not lead what is written away."""
+    """A file of the run, whose folder somebody else may have made: a link in it must not lead what is written away."""
     target = run_dir / name
     if not target.resolve().is_relative_to(run_dir.resolve()):
         raise InputError(f"{target}: it is a link that leads out of the run; remove it, or name a file with {option}")

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mulcot.report.run import DISTILLED
+from mulcot.report.shown_text import visible
 from mulcot.report.systems import COLUMNS
 from mulcot.report.tables import DASH, decimal, duration, interval, p_value
 
@@ -26,24 +27,24 @@ def render(result: Mapping[str, Any], console: Console) -> None:
     """Prints what `collect` returned; a terminal of fewer than 100 columns gets the comparison in two parts."""
     _print(console, "stages", _stage_table(result["stages"]))
     if result["not_run"]:
-        console.print(Text(f"not run: {', '.join(result['not_run'])}"))
+        console.print(_text(f"not run: {', '.join(result['not_run'])}"))
     if result["systems"]:
         names = list(COLUMNS)
         for columns in [names] if console.width >= WIDTH else [names[:3], names[3:]]:
             _print(console, "test split", _comparison(result["systems"], columns))
         for line in _legend(result["systems"]):
-            console.print(Text(line, style="dim"))
+            console.print(_text(line, style="dim"))
     if result["differences"]:
         baseline = result["differences"][0]["baseline"]
         _print(console, f"paired differences from: {baseline}", _differences(result["differences"]))
-        console.print(Text(_PAIRED, style="dim"))
+        console.print(_text(_PAIRED, style="dim"))
     for system in result["systems"]:
         if system["system"] == DISTILLED:
             seeds = len(system["runs"])
             over = f", summed over {seeds} seeds" if seeds > 1 else ""
             _print(console, f"{DISTILLED}: posts by gold and predicted label{over}", _confusion(system))
     for note in result["notes"]:
-        console.print(Text(f"note: {note}", style="yellow"))
+        console.print(_text(f"note: {note}", style="yellow"))
 
 
 def render_comparison(result: Mapping[str, Any], console: Console) -> None:
@@ -51,15 +52,15 @@ def render_comparison(result: Mapping[str, Any], console: Console) -> None:
     first, second = (run["run_dir"] for run in result["runs"])
     if result["differences"]:
         _print(console, f"test split: {first} minus {second}", _differences(result["differences"]))
-        console.print(Text(_PAIRED, style="dim"))
+        console.print(_text(_PAIRED, style="dim"))
     if result["settings"]:
         table = _table(("setting", "left"), (first, "left"), (second, "left"), ("stages", "left"))
         for one in result["settings"]:
-            table.add_row(*map(Text, (one["setting"], one["first"], one["second"], ", ".join(one["stages"]))))
+            table.add_row(*map(_text, (one["setting"], one["first"], one["second"], ", ".join(one["stages"]))))
         _print(console, "settings that differ", table)
     _print(console, "costs", _costs(result["runs"]))
     for note in (*result["notes"], *result["unpaired"]):
-        console.print(Text(f"note: {note}", style="yellow"))
+        console.print(_text(f"note: {note}", style="yellow"))
 
 
 def _differences(differences: Sequence[Mapping[str, Any]]) -> Table:
@@ -73,7 +74,7 @@ def _differences(differences: Sequence[Mapping[str, Any]]) -> Table:
         tests = [seed["mcnemar"] for seed in seeds if seed["mcnemar"]]
         alone = [f"{test['only_second_right']:,} : {test['only_first_right']:,}" for test in tests]
         table.add_row(
-            Text(f"{found['system']}\n{len(seeds)} seed{'s' * (len(seeds) != 1)}"),
+            _text(f"{found['system']}\n{len(seeds)} seed{'s' * (len(seeds) != 1)}"),
             "\n".join(known),
             *(_change(found["mean"].get(name)) for name in names),
             "\n".join(alone) or DASH,
@@ -93,7 +94,7 @@ def _change(found: Mapping[str, float] | None) -> Text:
         return Text(DASH)
     spread = f" ± {found['sd']:.3f}" if found["sd"] is not None else ""
     ends = "" if found["low"] is None else f"\n{interval((found['low'], found['high']), sign=True)}"
-    return Text(f"{decimal(found['mean'], sign=True)}{spread}{ends}")
+    return _text(f"{decimal(found['mean'], sign=True)}{spread}{ends}")
 
 
 def _costs(runs: Sequence[Mapping[str, Any]]) -> Table:
@@ -104,14 +105,14 @@ def _costs(runs: Sequence[Mapping[str, Any]]) -> Table:
         tokens = DASH if read is None or written is None else f"{read + written:,}"
         requests = f"{teacher['requests']:,}" if teacher else DASH
         money = DASH if usd is None else f"${usd:,.4f}"
-        table.add_row(Text(run["run_dir"]), duration(run["costs"]["wall_seconds"]), requests, tokens, money)
+        table.add_row(_text(run["run_dir"]), duration(run["costs"]["wall_seconds"]), requests, tokens, money)
     return table
 
 
 def _stage_table(stages: Sequence[Mapping[str, Any]]) -> Table:
     table = _table(("stage", "left"), ("wall time", "right"), ("made", "left"))
     for stage in stages:
-        table.add_row(Text(stage["stage"]), duration(stage["wall_seconds"]), Text(stage["made"]))
+        table.add_row(_text(stage["stage"]), duration(stage["wall_seconds"]), _text(stage["made"]))
     return table
 
 
@@ -121,7 +122,7 @@ def _comparison(systems: Sequence[Mapping[str, Any]], columns: Sequence[str]) ->
         seeds = len(system["runs"])
         trained = system["kind"] in ("assistant", "student")
         name = f"{system['system']}\n{seeds} seed{'s' * (seeds != 1)}" if trained else system["system"]
-        table.add_row(Text(name), *(_cell(system["scores"][column], seeds) for column in columns))
+        table.add_row(_text(name), *(_cell(system["scores"][column], seeds) for column in columns))
     return table
 
 
@@ -145,20 +146,25 @@ def _confusion(system: Mapping[str, Any]) -> Table:
     labels = list(system["confusion"])
     table = _table(("gold ↓  predicted →", "left"), *((label, "right") for label in labels))
     for gold in labels:
-        table.add_row(Text(gold), *(f"{system['confusion'][gold][name]:,}" for name in labels))
+        table.add_row(_text(gold), *(f"{system['confusion'][gold][name]:,}" for name in labels))
     return table
 
 
 def _table(*columns: tuple[str, Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1), collapse_padding=True)
     for heading, justify in columns:
-        table.add_column(Text(heading), justify=justify, overflow="fold")
+        table.add_column(_text(heading), justify=justify, overflow="fold")
     return table
+
+
+def _text(words: str, style: str = "") -> Text:
+    """Words of a run, which somebody else may have made: no control sequence reaches the terminal."""
+    return Text(visible(words), style=style)
 
 
 def _print(console: Console, title: str, table: Table) -> None:
     console.print()
-    console.print(Text(title, style="bold"))
+    console.print(_text(title, style="bold"))
     console.print(table)
 
 
