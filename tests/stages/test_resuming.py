@@ -180,7 +180,7 @@ def test_signals_to_the_whole_group_spare_the_workers_and_a_second_ctrl_c_ends_a
 def test_two_processes_leave_together_and_go_on(chain: Path, resuming: ModuleType, tmp_path: Path) -> None:
     """One of them alone gets the signal; a run of one process may not go on from theirs unasked."""
     two = ("--trainer.devices", 2, "--trainer.strategy", "ddp")
-    strike = resuming.strike("on_train_batch_start", step=7, number=int(signal.SIGTERM), rank=1)
+    strike = resuming.strike("on_train_batch_start", step=7, batch=15, number=int(signal.SIGTERM), rank=1)
 
     def program(stage: str, *args: object) -> tuple[int, str]:
         command = map(str, resuming.fit(chain, stage, *two, *args))
