@@ -11,6 +11,7 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
+from mulcot.terminal import plain
 from mulcot.types import InputError
 
 VERBS: Final[dict[str, tuple[str, str]]] = {
@@ -58,7 +59,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except InputError as error:
         if debug:
             traceback.print_exc()
-        print(f"mulcot: error: {_one_line(error)}", file=sys.stderr)
+        print(f"mulcot: error: {plain(_one_line(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("mulcot: interrupted", file=sys.stderr)

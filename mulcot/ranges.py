@@ -122,9 +122,8 @@ def _plain(limit: float) -> float:
 @cache
 def _ranged(kind: type) -> dict[str, Any]:
     """The arguments of a class whose type has a range in it."""
-    init = kind if is_dataclass(kind) else kind.__init__
     try:
-        hints = get_type_hints(init, include_extras=True)
+        hints = get_type_hints(kind if is_dataclass(kind) else inspect.getattr_static(kind, "__init__"), include_extras=True)
     except (NameError, TypeError):  # a foreign class, whose annotations are not to be had here
         return {}
     names = inspect.signature(kind).parameters

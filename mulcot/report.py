@@ -32,6 +32,7 @@ from mulcot.metrics.stage_files import (
     read_chain,
     read_stages,
 )
+from mulcot.terminal import plain
 from mulcot.types import InputError
 
 COLUMNS: Final = {
@@ -253,26 +254,26 @@ def render(result: Mapping[str, Any], console: Console) -> None:
     """Prints what `collect` returned; a terminal of fewer than 100 columns gets the comparison in two parts."""
     _print(console, "stages", _stage_table(result["stages"]))
     if result["not_run"]:
-        console.print(Text(f"not run: {', '.join(result['not_run'])}"))
+        console.print(Text(plain(f"not run: {', '.join(result['not_run'])}")))
     if result["systems"]:
         names = list(COLUMNS)
         for columns in [names] if console.width >= _WIDTH else [names[:3], names[3:]]:
             _print(console, "test split", _comparison(result["systems"], columns))
         for line in _legend(result["systems"]):
-            console.print(Text(line, style="dim"))
+            console.print(Text(plain(line), style="dim"))
     for system in result["systems"]:
         if system["system"] == DISTILLED:
             seeds = len(system["runs"])
             over = f", summed over {seeds} seeds" if seeds > 1 else ""
             _print(console, f"{DISTILLED}: posts by gold and predicted label{over}", _confusion(system))
     for note in result["notes"]:
-        console.print(Text(f"note: {note}", style="yellow"))
+        console.print(Text(plain(f"note: {note}"), style="yellow"))
 
 
 def _stage_table(stages: Sequence[Mapping[str, Any]]) -> Table:
     table = _table(("stage", "left"), ("wall time", "right"), ("made", "left"))
     for stage in stages:
-        table.add_row(Text(stage["stage"]), _duration(stage["wall_seconds"]), Text(stage["made"]))
+        table.add_row(Text(plain(stage["stage"])), _duration(stage["wall_seconds"]), Text(plain(stage["made"])))
     return table
 
 
@@ -282,7 +283,7 @@ def _comparison(systems: Sequence[Mapping[str, Any]], columns: Sequence[str]) ->
         seeds = len(system["runs"])
         trained = system["kind"] in ("assistant", "student")
         name = f"{system['system']}\n{seeds} seed{'s' * (seeds != 1)}" if trained else system["system"]
-        table.add_row(Text(name), *(_cell(system["scores"][column], seeds) for column in columns))
+        table.add_row(Text(plain(name)), *(_cell(system["scores"][column], seeds) for column in columns))
     return table
 
 
@@ -306,14 +307,14 @@ def _confusion(system: Mapping[str, Any]) -> Table:
     labels = list(system["confusion"])
     table = _table(("gold ↓  predicted →", "left"), *((label, "right") for label in labels))
     for gold in labels:
-        table.add_row(Text(gold), *(f"{system['confusion'][gold][name]:,}" for name in labels))
+        table.add_row(Text(plain(gold)), *(f"{system['confusion'][gold][name]:,}" for name in labels))
     return table
 
 
 def _table(*columns: tuple[str, Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1), collapse_padding=True)
     for heading, justify in columns:
-        table.add_column(Text(heading), justify=justify, overflow="fold")
+        table.add_column(Text(plain(heading)), justify=justify, overflow="fold")
     return table
 
 
