@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mulcot.interruptions import Interrupted
+from mulcot.shown_text import visible
 from mulcot.types import InputError
 
 VERBS: Final[dict[str, tuple[str, str]]] = {
@@ -63,7 +64,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except InputError as error:
         if debug:
             traceback.print_exc()
-        print(f"mulcot: error: {_one_line(error)}", file=sys.stderr)
+        print(f"mulcot: error: {visible(_one_line(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as interrupt:
         print(f"mulcot: {interrupt if isinstance(interrupt, Interrupted) else 'interrupted'}", file=sys.stderr)

@@ -122,7 +122,7 @@ def _plain(limit: float) -> float:
 @cache
 def _ranged(kind: type) -> dict[str, Any]:
     """The arguments of a class whose type has a range in it."""
-    init = kind if is_dataclass(kind) else kind.__init__  # type: ignore[misc]  # of this class, and no instance
+    init = kind if is_dataclass(kind) else inspect.getattr_static(kind, "__init__")
     try:
         hints = get_type_hints(init, include_extras=True)
     except (NameError, TypeError):  # a foreign class, whose annotations are not to be had here

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import TypeAdapter, ValidationError
+
 from data_modules.readers.base import Entries, PostChecks, Reader, checked, read_text
 from data_modules.readers.json_files import parse_json
 from data_modules.readers.row_log import Row, RowLog, one_line
@@ -66,6 +68,9 @@ class Description:
     def to_json(self) -> str:
         """The text of the file."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+
+_DESCRIPTION: Final = TypeAdapter(Description)
 
 
 class Converted(Reader):
@@ -198,11 +203,16 @@ def read_description(folder: Path) -> Description:
             raise InputError(
                 f"{one_line(path)}: format {values['format']!r}, and this mulcot reads {FORMAT}; convert again"
             )
-        splits = {split: [Shard(**shard) for shard in shards] for split, shards in values.pop("splits").items()}
-        description = Description(splits=splits, **values)
-    except (KeyError, TypeError, AttributeError) as error:
+        description = _DESCRIPTION.validate_python(values)
+    except (KeyError, TypeError) as error:
         raise InputError(f"{one_line(path)}: it is damaged ({error}); convert again") from error
-    names = [shard.file for shards in splits.values() for shard in shards] + list(description.tokens.values())
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{one_line(path)}: it is damaged ({place}: {first['msg']}); convert again") from error
+    names = [shard.file for shards in description.splits.values() for shard in shards] + list(
+        description.tokens.values()
+    )
     for name in names:
         if Path(name).name != name:
             raise InputError(f"{one_line(path)}: {name!r} is no name of a file in this folder; convert again")

@@ -12,6 +12,8 @@ from mulcot.types import InputError
 _MARK = "\ufeff"
 """The byte order mark as text; some programs begin a file with it in every encoding that has it."""
 _REMEDY: Final = "save the file as UTF-8, or name its `encoding` where the reader takes one"
+LONGEST_LINE: Final = 64 << 20
+"""Bytes; a line is held in memory."""
 _LOOKED_AT: Final = 100
 """Lines at the beginning of a file that tell one wrong line from a file of another encoding."""
 
@@ -84,7 +86,10 @@ def text_lines(path: Path, encoding: str = "utf-8") -> Iterator[TextLine]:
         return
     wrong = False
     with opened(path) as file:
-        for number, raw in enumerate(file, 1):
+        for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), 1):
+            if len(raw) > LONGEST_LINE:
+                row = Row(path, number, "line")
+                raise InputError(f"{row}: more than {LONGEST_LINE} bytes; end every row with a line break")
             byte = None
             try:
                 line = raw.decode(encoding)
@@ -100,7 +105,7 @@ def _is_of_another(path: Path, encoding: str) -> bool:
     """Whether most of a file's first lines cannot be read; NUL bytes tell of UTF-16."""
     seen = wrong = 0
     with opened(path) as file:
-        for raw in file:
+        for raw in iter(lambda: file.readline(LONGEST_LINE), b""):
             if seen == _LOOKED_AT:
                 break
             if raw.strip():

@@ -11,7 +11,7 @@ from mulcot.predictions import Prediction
 from mulcot.report.differences import Piece, differences
 from mulcot.report.pictures import PostPictures, Thumbnail
 from mulcot.report.run import DISTILLED, Run, TestedModel
-from mulcot.report.shown_text import shortened
+from mulcot.shown_text import shortened
 from mulcot.types import RATIONALE_KEYS, Answer, Rationale, RationaleRecord
 
 COUNT: Final = 4

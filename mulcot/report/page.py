@@ -29,10 +29,10 @@ from mulcot.report.score_tables import (
     published_table,
     stage_table,
 )
-from mulcot.report.shown_text import finalize
 from mulcot.report.slice_tables import slice_tables
 from mulcot.report.summary import headlines, verdict
 from mulcot.report.tables import PageTable
+from mulcot.shown_text import finalize
 from mulcot.types import RATIONALE_KEYS, RationaleRecord
 
 POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"

@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mulcot.report.run import DISTILLED
-from mulcot.report.shown_text import visible
 from mulcot.report.systems import COLUMNS
 from mulcot.report.tables import DASH, decimal, duration, interval, p_value
+from mulcot.shown_text import visible
 
 WIDTH: Final = 100
 """Columns that the comparison needs in one piece."""

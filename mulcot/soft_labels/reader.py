@@ -6,7 +6,10 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from mulcot.soft_labels.forms import (
     CachedView,
@@ -32,6 +35,17 @@ from mulcot.soft_labels.shards import (
 )
 from mulcot.types import InputError, MissingInputError, Task
 
+
+class _Shard(TypedDict):
+    """What a manifest says of a shard."""
+
+    name: str
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+
+_SHARDS: Final = TypeAdapter(list[_Shard])
 _HASHING_THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -185,4 +199,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     missing = {"fingerprint", "kind", "temperature", "tokens", "vocab_rows", "verification", "shards"} - manifest.keys()
     if missing:
         raise InputError(f"{path}: the file is damaged (no {', '.join(sorted(missing))}); {REPAIR}")
+    try:
+        _SHARDS.validate_python(manifest["shards"])
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in ("shards", *first["loc"]))
+        raise InputError(f"{path}: the file is damaged ({place}: {first['msg']}); {REPAIR}") from error
     return manifest

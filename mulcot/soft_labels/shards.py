@@ -156,7 +156,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of the cache."""
     try:
         values = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: the file is damaged ({error}); {REPAIR}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: the file is damaged (no JSON object); {REPAIR}")

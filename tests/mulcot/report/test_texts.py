@@ -4,7 +4,7 @@ import pytest
 from markupsafe import Markup
 
 from mulcot.report.differences import Piece, differences
-from mulcot.report.shown_text import finalize, shortened, visible
+from mulcot.shown_text import finalize, shortened, visible
 
 
 def test_words_that_the_other_text_lacks_are_told():
