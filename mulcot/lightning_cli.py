@@ -223,6 +223,7 @@ class MulcotCLI(LightningCLI):
         if self.trainer.interrupted or self._get(self.config, "trainer.fast_dev_run"):
             return
         stage = cast(ModelStage, self.model)
+        stage.make_whole()
         best = self._load_weights(stage, self.folder.best)
         if self.trainer.is_global_zero:
             stage.export(self.stage_dir / MODEL_FOLDER)

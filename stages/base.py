@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -26,11 +27,14 @@ from mulcot.models import (
     checkpoint_activations,
     compile_layers,
     find_model,
+    gathered,
+    is_sharded,
     load_model,
     load_processor,
     row_form,
     save_model,
     shared_refusal,
+    trained_parameters,
     trained_state,
 )
 from mulcot.predictions import Prediction, write_predictions
@@ -133,6 +137,7 @@ class ModelStage(LightningModule):
         self._inspections: list[Inspection] = []
         self._step_losses = StepLosses()
         self._answering: Answering | None = None
+        self._whole = ExitStack()
         self._judged: list[Judged] = []
         self.judged: list[Judged] = []
         """The last evaluation: the answers of all ranks, in the order of the posts."""
@@ -201,6 +206,12 @@ class ModelStage(LightningModule):
         if self.compile_layers:
             compile_layers(self.model)
 
+    def make_whole(self) -> None:
+        """Loads a model that was spread over processes anew; the weights that it was trained to are not in it."""
+        if self.model is not None and is_sharded(self.model):
+            self.model = None
+            self.configure_model()
+
     def compute_dtype(self, quantise: Quantise | None) -> DType:
         """In what quantised layers multiply: as autocast does."""
         return "bfloat16" if quantise is not None and self.trainer.precision == "bf16-mixed" else "float32"
@@ -228,7 +239,7 @@ class ModelStage(LightningModule):
     def on_fit_start(self) -> None:
         """Collects the loss terms and checks that they can be computed, before the first step."""
         assert self.model is not None
-        if any(weight.dtype != torch.float32 for weight in trained_state(self.model).values()):
+        if any(weight.dtype != torch.float32 for weight in trained_parameters(self.model).values()):
             raise InputError(
                 "model.init_args.dtype=bfloat16 would train bf16 weights, whose updates round away: keep float32 (with "
                 "--trainer.precision=bf16-mixed), or train an adapter (model.init_args.lora)"
@@ -258,13 +269,15 @@ class ModelStage(LightningModule):
         assert self.objective is not None
         self.objective.begin_step(self.progress)
         watching = [inspection for inspection in self._inspections if inspection.is_due(self.trainer)]
-        total, passes = self._zero(), Passes()
-        for task, rows in batch.tasks.items():
+        # Where weights are spread over processes, all make the same passes, whatever they have to learn from them.
+        spread = is_sharded(self.model)
+        total, passes = torch.zeros((), device=self.device) if spread else self._zero(), Passes()
+        for task, rows in (batch.rows_of_step() if spread else batch.tasks).items():
             loss = self.objective.task_loss(
                 self.model, task, rows, batch.step_tokens[task], inspect=bool(watching), passes=passes
             )
             self._step_losses.add_task(loss)
-            for inspection in watching:
+            for inspection in watching if task in batch.tasks else ():
                 inspection.observe(self, loss)
             total = total + self.task_weights[task] * loss.total
         self._step_losses.add("loss/total", total)
@@ -316,6 +329,15 @@ class ModelStage(LightningModule):
         }
 
     # -- evaluation -------------------------------------------------------------------------------------------------
+
+    def on_validation_start(self) -> None:
+        """Has the weights whole until the end: processes have different batches."""
+        assert self.model is not None
+        self._whole.enter_context(gathered(self.model))
+
+    def on_validation_end(self) -> None:
+        """See `on_validation_start`."""
+        self._whole.close()
 
     def validation_step(self, batch: QuestionBatch, batch_idx: int) -> None:
         """Classifies."""
