@@ -355,6 +355,7 @@ def run_stage(argv: Sequence[str]) -> int:
     warnings.filterwarnings("ignore", message="It is recommended to use `self.log")  # what is logged is of all ranks
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec")  # lightning 2.6.6 on the newest torch
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft on the newest transformers
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # no one writes into it
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     transformers_logging.disable_progress_bar()
     # A class of the user's own lies beside the configuration, and never hides an installed package.
