@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from mulcot.checkpoints import DurableCheckpointIO, read_checkpoint
 from mulcot.config_errors import check_unicode, explain_config_error
 from mulcot.config_overlays import NamedConfigFile, with_nulls_kept, with_values_replaced
 from mulcot.files import write_atomic
+from mulcot.launching import check_processes, end_others, leave_used_store, started_again
 from mulcot.manifests import command_key, input_digests
 from mulcot.models import MODEL_FOLDER, find_model, load_trained
 from mulcot.stage_folder import METRICS, StageFolder, check_stage_name
@@ -137,19 +137,18 @@ class MulcotCLI(LightningCLI):
         return Path(self._get(self.config, "stage_dir"))
 
     def before_instantiate_classes(self) -> None:
-        """Refuses to run over a finished stage, before anything is loaded; a `fast_dev_run` leaves nothing behind."""
+        """Finds the stage's folder; a `fast_dev_run` leaves nothing behind."""
         self.key = command_key(self.argv)
         check_stage_name(str(self._get(self.config, "stage")))
         if self._get(self.config, "trainer.fast_dev_run"):
             given = self.config[str(self.subcommand)]
             given["stage_dir"] = given["model.init_args.stage_dir"] = self.scratch
         self.folder = StageFolder(self.stage_dir)
-        fresh = self._get(self.config, "fresh")
-        if self.subcommand in ("fit", "predict") and _is_first_process() and not fresh:
-            self.folder.refuse_finished()
+        # A stage that was to start anew has started, when one of its processes died.
+        self.fresh = bool(self._get(self.config, "fresh")) and not started_again()
 
     def instantiate_classes(self) -> None:
-        """As in the base class; what a constructor refuses leaves as one line."""
+        """As in the base class; what a constructor refuses leaves as one line, and so does a stage that is finished."""
         refusals: list[InputError] = []
 
         def construct(class_type: type[Made], *args: Any, **kwargs: Any) -> Made:
@@ -168,6 +167,10 @@ class MulcotCLI(LightningCLI):
             if isinstance(error, MisconfigurationException):
                 raise InputError(f"trainer: {_first_line(error)}") from error
             raise InputError(explain_config_error(error, self.argv, self.parser)) from error
+        check_processes(self.trainer)
+        leave_used_store()
+        if self.subcommand in ("fit", "predict") and self.trainer.is_global_zero and not self.fresh:
+            self.folder.refuse_finished()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds what no overlay may drop: loss terms, inspection, checkpoints, progress, durable saving."""
@@ -202,13 +205,22 @@ class MulcotCLI(LightningCLI):
 
     # -- what happens around a verb ---------------------------------------------------------------------------------
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """As in the base class; an error of this process ends those that it started."""
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            end_others(self.trainer)
+            raise
+
     def before_fit(self) -> None:
         """Resumes an unfinished stage of the same configuration."""
         if isinstance(self.model, TeacherStage):
             raise InputError("the teacher is not trained: label posts with `mulcot predict --config teacher.yaml`")
         self._begin()
         last = self.folder.last
-        if last.is_file() and not self.config_init["fit"].get("ckpt_path"):
+        # What lies there when a stage starts anew is about to be removed by the first process.
+        if last.is_file() and not self.fresh and not self.config_init["fit"].get("ckpt_path"):
             origin = read_checkpoint(last, mmap=True).get("mulcot", {})
             if origin.get("command_key") != self.key:
                 raise InputError(
@@ -325,7 +337,7 @@ class MulcotCLI(LightningCLI):
     def _list_bad_rows(self) -> bool:
         """Writes the wrong rows that were met so far; whether there were any."""
         log = self.datamodule.log_of_rows
-        if log.bad and _is_first_process():
+        if log.bad and self.trainer.is_global_zero:
             log.write(self.stage_dir / BAD_ROWS)
         return bool(log.bad)
 
@@ -341,8 +353,8 @@ class MulcotCLI(LightningCLI):
             raise
         paths = [*self.datamodule.files(), *(Path(model) for model in models)]
         self.inputs = input_digests(self.stage_dir, [path for path in paths if path.exists()])
-        if _is_first_process():
-            self.folder.begin(self.key, fresh=bool(self._get(self.config, "fresh")))
+        if self.trainer.is_global_zero:
+            self.folder.begin(self.key, fresh=self.fresh)
         self._list_bad_rows()
 
 
@@ -371,11 +383,6 @@ def run_stage(argv: Sequence[str]) -> int:
             raise KeyboardInterrupt from left
         raise
     return 0
-
-
-def _is_first_process() -> bool:
-    """Whether this process decides what happens to files; under DDP the others are launched with the same arguments."""
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def _first_line(error: Exception) -> str:
