@@ -156,7 +156,7 @@ class Shares(Callback):
     def __init__(self, out: str) -> None:
         self.out = Path(out)
 
-    def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         trained = [weight for weight in pl_module.parameters() if weight.requires_grad]
         mine = sum((weight.to_local() if isinstance(weight, DTensor) else weight).numel() for weight in trained)
         moments = sum(

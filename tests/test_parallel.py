@@ -72,11 +72,9 @@ def test_fifty_steps_of_an_adapter_in_the_paired_layout(ranks: ModuleType, run: 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_error_of_one_process_ends_all_of_them(ranks: ModuleType, run: Path, tmp_path: Path, rank: int) -> None:
     dies = ranks.callbacks(("Dies", {"marker": str(tmp_path / "died"), "step": 1, "rank": rank}))
-    started = time.monotonic()
-    shown = ranks.call(*ranks.fit(run, f"wrong{rank}", *SHORT, *ranks.TWO, *dies), code=None, seconds=120)
-    died = (tmp_path / "died").stat().st_mtime
+    shown = ranks.call(*ranks.fit(run, f"wrong{rank}", *SHORT, *ranks.TWO, *dies), code=None)
     assert f"mulcot: error: post seven is wrong on rank {rank}" in shown
-    assert time.time() - died < 25, f"of {time.monotonic() - started:.0f} s"
+    assert time.time() - (tmp_path / "died").stat().st_mtime < 60
     assert not (run / f"wrong{rank}" / "manifest.json").exists()
 
 
@@ -85,7 +83,7 @@ def test_a_picture_that_one_process_cannot_read_ends_both(ranks: ModuleType, run
     content = picture.read_bytes()
     picture.write_bytes(content[:40])
     try:
-        shown = ranks.call(*ranks.fit(run, "torn", *SHORT, *ranks.TWO), code=None, seconds=120)
+        shown = ranks.call(*ranks.fit(run, "torn", *SHORT, *ranks.TWO), code=None)
     finally:
         picture.write_bytes(content)
     assert "mulcot: error:" in shown

@@ -39,9 +39,9 @@ def spread(ranks: ModuleType, few_posts: Path, tmp_path_factory: pytest.TempPath
         ("Dies", {"marker": str(out / "died"), "step": 8, "rank": 1}), ("Shares", {"out": str(out)})
     )
     command = ranks.fit(few_posts, "spread", *ranks.FIFTY, *ranks.SPREAD, *looking)
-    shown = ranks.call(*command, code=None, seconds=120)
+    shown = ranks.call(*command, code=None)
     assert "mulcot: error: post seven is wrong on rank 1" in shown
-    assert time.time() - (out / "died").stat().st_mtime < 25
+    assert time.time() - (out / "died").stat().st_mtime < 60
     ranks.call(*command)
     for each in shares(out):
         assert 0.45 * each["all"] < each["mine"] < 0.55 * each["all"]
