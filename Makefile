@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-lora demo-losses test test-slow test-all test-floor lint type contracts check run tensorboard clean
+.PHONY: help install demo demo-lora demo-losses test test-slow test-all soak test-floor lint type contracts check run tensorboard clean
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -36,6 +36,10 @@ test-slow: $(INSTALLED) ## the slow tests: whole chains, two processes, the whee
 	$(BIN)/python -m pytest -m slow
 
 test-all: test test-slow ## both
+
+soak: $(INSTALLED) ## 40 fits killed at random moments and 50 kills while saving: what is resumed is bitwise the same
+	MULCOT_KILLS=40 MULCOT_SAVE_KILLS=50 $(BIN)/python -m pytest -s -m "slow or not slow" -k kills \
+		tests/stages/test_resuming.py tests/mulcot/test_checkpoints.py
 
 test-floor: ## the default tests on the lower bounds of pyproject.toml with Python 3.12
 	$(PYTHON312) -m venv .venv-floor

@@ -59,7 +59,7 @@ def measured() -> None:
     report, *args = sys.argv[1:]
     from mulcot.cli import main
 
-    for name in ("mulcot.lightning_cli", "stages", "data_modules", "mulcot.teachers.endpoint_client"):
+    for name in ("mulcot.stage_process", "stages", "data_modules", "mulcot.teachers.endpoint_client"):
         importlib.import_module(name)  # the command and the OpenAI teacher import them when they are needed
 
     began, cpu = time.monotonic(), time.process_time()

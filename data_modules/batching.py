@@ -9,6 +9,7 @@ import heapq
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import ceil
 
 import numpy as np
@@ -47,7 +48,13 @@ class PlannedMicroBatch:
 
 
 def plan_epoch(
-    costs: EpochCosts, posts_per_step: int, parts: int, seed: int, epoch: int, length_pool: int = 1
+    costs: EpochCosts,
+    posts_per_step: int,
+    parts: int,
+    seed: int,
+    epoch: int,
+    length_pool: int = 1,
+    first_step: int = 0,
 ) -> Iterator[list[PlannedMicroBatch]]:
     """Plans the optimizer steps of one epoch, one after another.
 
@@ -61,11 +68,12 @@ def plan_epoch(
         seed: with `epoch`, decides the order.
         epoch: as above.
         length_pool: see `step_order`.
+        first_step: the step to begin with; those before it are left out.
 
     Yields:
         A step's `parts` micro-batches. A task of which no post of the step has a response is left out of its tokens.
     """
-    for posts in step_order(costs.tokens, posts_per_step, seed, epoch, length_pool):
+    for posts in islice(step_order(costs.tokens, posts_per_step, seed, epoch, length_pool), first_step, None):
         counts = {task: int(of_post[posts].sum()) for task, of_post in costs.response_tokens.items()}
         totals = {task: count for task, count in counts.items() if count}
         dealt = deal(posts.tolist(), costs.tokens[posts].tolist(), parts)
@@ -155,6 +163,7 @@ class StepSampler(Sampler[PlannedMicroBatch]):
         world_size: how many there are.
         seed: decides the order together with the epoch.
         length_pool: see `step_order`.
+        seen: an epoch and how many of its steps were taken before the fit was interrupted: it goes on behind them.
     """
 
     def __init__(
@@ -167,6 +176,7 @@ class StepSampler(Sampler[PlannedMicroBatch]):
         world_size: int,
         seed: int,
         length_pool: int = 1,
+        seen: tuple[int, int] = (0, 0),
     ) -> None:
         self.costs_of_epoch = costs_of_epoch
         self.posts = posts
@@ -176,6 +186,7 @@ class StepSampler(Sampler[PlannedMicroBatch]):
         self.world_size = world_size
         self.seed = seed
         self.length_pool = length_pool
+        self.seen = seen
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -185,7 +196,9 @@ class StepSampler(Sampler[PlannedMicroBatch]):
     def __iter__(self) -> Iterator[PlannedMicroBatch]:
         costs = self.costs_of_epoch(self.epoch)
         parts = self.world_size * self.accumulate
-        for step in plan_epoch(costs, self.posts_per_step, parts, self.seed, self.epoch, self.length_pool):
+        epoch, steps = self.seen
+        first = steps if epoch == self.epoch else 0
+        for step in plan_epoch(costs, self.posts_per_step, parts, self.seed, self.epoch, self.length_pool, first):
             yield from step[self.rank * self.accumulate : (self.rank + 1) * self.accumulate]
 
     def __len__(self) -> int:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
+import torch
 from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
 from data_modules.batching import Counts, StepSampler, token_batches
 from data_modules.collate import PostSet, QuestionSet, ResponseSet, TrainingPosts, TrainingSet
 from data_modules.encoded import EncodedPosts, Ragged, encoder_key
-from data_modules.packing import BatchLoader, PackedBatches
+from data_modules.packing import BatchLoader, PackedBatches, stand_alone
 from data_modules.post_table import has_aspects, ids_of, label_counts, label_numbers
 from data_modules.rationales import iterate_rationales, read_rationales
 from data_modules.readers import Converted, Reader
 from data_modules.readers.row_log import OnBadRow, RowLog
+from data_modules.row_user import RowUser
 from data_modules.source import PostSource, is_many, tell
-from mulcot.rows import Layout, RowCollator, RowEncoder, RowForm, TextRow
+from mulcot.rows import Layout, RowCollator, TextRow
 from mulcot.soft_labels import CachedView, SoftLabelCache, prompt_digest
 from mulcot.types import (
     SPLITS,
@@ -32,29 +34,7 @@ from mulcot.types import (
     Task,
 )
 
-PredictKind = Literal["posts", "questions", "responses"]
 Item = TypeVar("Item")
-
-
-class RowUser(Protocol):
-    """What the data module asks of the stage that it feeds."""
-
-    encoder: RowEncoder
-    """Encodes posts for the stage's model."""
-    pretrained: str
-    """The stage's model, for messages."""
-    tasks: Sequence[Task]
-    """The tasks that are trained or asked."""
-    predict_kind: PredictKind
-    """What `predict` wants: plain posts, prompts to answer, or the responses to be learnt."""
-    soft_label_fingerprint: dict[str, str] | None
-    """What a soft-label cache must have been built with; None when any will do."""
-    assistant_encoder: RowEncoder | None
-    """Encodes the same rows for an assistant beside the student; None where there is none, or it takes the same."""
-
-    def row_forms(self, layout: Layout, row_tokens: int | None) -> tuple[RowForm, RowForm]:
-        """In which form the stage's model and the assistant beside it take rows, when this one is wanted."""
-        ...
 
 
 class MultimodalDataModule(LightningDataModule):
@@ -112,8 +92,8 @@ class MultimodalDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        least_one = {"posts_per_step": posts_per_step, "length_pool": length_pool, "eval_batch_size": eval_batch_size}
-        for name, value in least_one.items():
+        sizes = {"posts_per_step": posts_per_step, "length_pool": length_pool, "eval_batch_size": eval_batch_size}
+        for name, value in sizes.items():
             if value < 1:
                 raise InputError(f"data.init_args.{name} is {value}; it must be 1 or more")
         self.reader = posts
@@ -139,6 +119,19 @@ class MultimodalDataModule(LightningDataModule):
         self.source = PostSource(posts, self.log_of_rows, limit)
         self._encoded: dict[tuple[Split, tuple[Task, ...]], EncodedPosts] = {}
         self._training: TrainingPosts | None = None
+        self._seen = (0, 0)
+        self.begins_epoch_anew = False  # set where the posts of a resumed fit, or its steps, are others
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where in the training posts the fit is, for its checkpoint: the epoch, and how many of its steps are done."""
+        trainer = self._trainer
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        is_over = batches >= trainer.num_training_batches  # and `current_epoch` may be the next one
+        return {"epoch": trainer.current_epoch, "steps": 0 if is_over else batches // trainer.accumulate_grad_batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Has the training loader begin behind what was seen."""
+        self._seen = (state_dict["epoch"], 0 if self.begins_epoch_anew else state_dict["steps"])
 
     def posts(self, split: Split) -> Sequence[Post]:
         """The posts of a split, read once."""
@@ -187,6 +180,7 @@ class MultimodalDataModule(LightningDataModule):
             trainer.world_size,
             self.seed,
             self.length_pool,
+            self._seen,
         )
         return self._loader(data, sampler=sampler)
 
@@ -204,7 +198,7 @@ class MultimodalDataModule(LightningDataModule):
         if kind == "posts":
             return [self._posts_as_they_are(split) for split in self.predict_splits]
         if kind == "questions":
-            return [self._questions("train", ["reasoning"])]
+            return [self._questions("train", ["reasoning"], self._user.finished_posts())]
         return [self._responses(self.training_posts(), self._collator("train"))]
 
     def held_out_dataloader(self) -> DataLoader[Any]:
@@ -307,11 +301,16 @@ class MultimodalDataModule(LightningDataModule):
         ]
         return self._loader(PostSet(self._mine(batches, empty=range(0)), posts))
 
-    def _questions(self, split: Split, tasks: Sequence[Task]) -> DataLoader[Any]:
+    def _questions(self, split: Split, tasks: Sequence[Task], finished: Collection[str] = ()) -> DataLoader[Any]:
+        """The posts of a split as questions, without batches all of whose posts are finished."""
         references = self.references(split) if "reasoning" in tasks else {}
         encoded = self._encode(split, tasks)
         data = QuestionSet([], encoded, self._collator(split), tasks, references)
-        data.slices = self._mine(self._batches(*data.sizes()), empty=[])
+        batches = self._batches(*data.sizes())
+        if finished:  # batches stay what they are: in other company a row's last digits are others
+            ids = ids_of(self.posts(split))
+            batches = [batch for batch in batches if not all(ids[number] in finished for number in batch)]
+        data.slices = self._mine(batches, empty=[])
         return self._loader(data)
 
     def references(self, split: Split) -> dict[str, RationaleRecord]:
@@ -368,7 +367,12 @@ class MultimodalDataModule(LightningDataModule):
 
     def _loader(self, data: Dataset[Any], **kwargs: Any) -> DataLoader[Any]:
         return BatchLoader(
-            PackedBatches(data), num_workers=self.num_workers, persistent_workers=self.num_workers > 0, **kwargs
+            PackedBatches(data),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            worker_init_fn=stand_alone,
+            generator=torch.Generator(),  # whenever it begins it draws a seed, else from dropout's generator
+            **kwargs,
         )
 
     @property

@@ -7,8 +7,11 @@ what is left).
 
 from __future__ import annotations
 
+import ctypes
 import io
+import os
 import pickle
+import signal
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -17,6 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 _ALIGNMENT: Final = 64
+_END_WITH_PARENT: Final = 1
+"""PR_SET_PDEATHSIG of linux/prctl.h."""
 
 
 class PackedBatches(Dataset[Any]):
@@ -51,6 +56,18 @@ class BatchLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         for batch in super().__iter__():
             yield unpack(*batch) if self.num_workers else batch
+
+
+def stand_alone(worker: int) -> None:
+    """Has a worker process end with the process that it works for, and not by the signals that stop that one.
+
+    A signal to a process group, such as Ctrl-C or SLURM's, would end the workers before the fit has saved its step.
+
+    Args:
+        worker: its number.
+    """
+    os.setpgid(0, 0)
+    ctypes.CDLL(None).prctl(_END_WITH_PARENT, signal.SIGKILL)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -1,10 +1,7 @@
 """`mulcot run`: a chain of stages, each a process of its own; what is finished and unchanged is not run again."""
 
 import argparse
-import errno
-import fcntl
 import json
-import os
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +17,8 @@ from mulcot.chain_display import Display
 from mulcot.chain_plan import Chain, Labelling, Step, nearest, read_chain
 from mulcot.chain_processes import KEY_NAME, Decision, Runner, Steering
 from mulcot.config_files import find_config
-from mulcot.files import write_atomic
+from mulcot.files import sweep, write_atomic
+from mulcot.locks import locked
 from mulcot.manifests import MANIFEST_NAME, command_key, read_manifest, staleness
 from mulcot.types import InputError, MissingInputError
 
@@ -58,7 +56,7 @@ def run(
     Raises:
         InputError: The chain file or an option is wrong.
         MissingInputError: A step that is needed and not selected has not finished.
-        SystemExit: A step failed (its exit code) or the run was interrupted (130, 143).
+        SystemExit: A step failed (its exit code) or the run was interrupted (130 or 143; not after SIGUSR1).
     """
     code = _run(config, run_dir, data_root, jobs, from_, only, dry_run, force, Labelling(teacher, yes))
     if code:
@@ -72,7 +70,7 @@ def main_run(argv: list[str]) -> int:
         argv: What follows `mulcot run`.
 
     Returns:
-        The exit code: 0, that of the step that failed first, or 128 + n after signal n.
+        The exit code: 0, that of the step that failed first, or 128 + n after signal n (0 after SIGUSR1).
 
     Raises:
         InputError: As in `run`.
@@ -130,7 +128,7 @@ def _run(
     if dry_run:
         _show(plan, Console(width=None if console.is_terminal else 10_000))
         return 0
-    with _locked(chain.run_dir) as lock:
+    with _working_in(chain.run_dir) as lock:
         _write_chain(chain)
         runner = Runner(
             Steering(plan.decide, plan.command, plan.check),
@@ -291,25 +289,16 @@ def _write_chain(chain: Chain) -> None:
 
 
 @contextmanager
-def _locked(run_dir: Path) -> Iterator[int]:
-    """Keep other runs out of the folder. The steps inherit the lock, so it outlives a killed `mulcot run`.
+def _working_in(run_dir: Path) -> Iterator[int]:
+    """Keeps other runs out of the folder, and removes what a killed one was just writing.
+
+    The steps inherit the lock, so it outlives a killed `mulcot run`.
 
     Raises:
         InputError: Another run holds it.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    handle = os.open(run_dir / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise InputError(
-            f"{run_dir}: another `mulcot run` (or a step that it left) works here; end it first"
-        ) from error
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):  # a network folder without locks
-            raise
-    try:
-        yield handle
-    finally:
-        os.close(handle)
+    refusal = f"{run_dir}: another `mulcot run` (or a step that it left) works here; end it first"
+    with locked(run_dir / _LOCK_NAME, refusal) as lock:
+        sweep(run_dir.glob("*"))
+        yield lock

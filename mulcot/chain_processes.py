@@ -13,14 +13,15 @@ from typing import Final
 from mulcot.chain_display import PROGRESS_NAME, Display, clock, tail
 from mulcot.chain_plan import Step
 from mulcot.files import write_atomic
+from mulcot.interruptions import SIGNALS, exit_code, requeue
 
 LOG_NAME: Final = "log.txt"
 KEY_NAME: Final = "command.key"
-PATIENCE_SECONDS: Final = 45.0
-"""How long an interrupted step may take to end by itself: a teacher waits 30 s for replies that are paid for."""
+PATIENCE_SECONDS: Final = 300.0
+"""How long an interrupted step may take to end by itself: a fit finishes an optimizer step and saves it."""
 NICENESS: Final = 10
 _POLL_SECONDS: Final = 0.05
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS: Final = (*SIGNALS, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,8 @@ class Runner:
         When one fails, the running ones are let finish and no other starts.
 
         Returns:
-            0, the exit code of the step that failed first, or 128 + n after signal n.
+            0, the exit code of the step that failed first, or 128 + n after signal n; 0 after SIGUSR1, after which
+            the same job is to run again.
         """
         waiting = list(steps)
         self._awaited = {name for step in steps if not step.always for name in step.after}
@@ -97,7 +99,9 @@ class Runner:
                 self._stop([signal.SIGTERM])
                 raise
         if caught:
-            return 128 + caught[0]
+            if caught[0] == signal.SIGUSR1:
+                requeue()
+            return exit_code(caught[0])
         for step, _ in self._failed:
             self._explain(step)
         return self._failed[0][1] if self._failed else 0
@@ -150,24 +154,24 @@ class Runner:
         step, took = process.step, clock(time.monotonic() - process.began)
         if not (step.folder / KEY_NAME).exists():  # a fresh start may have emptied the folder
             write_atomic(step.folder / KEY_NAME, process.decision.key + "\n")
-        if code == 0:
-            note = self._steering.check(step)
-            line = f"finished in {took}" + (f", but {note}" if note else "")
-        elif self._stopping:
+        note = self._steering.check(step) if code == 0 else None
+        if self._stopping and (code or note):  # after SIGUSR1 a step leaves with 0
             line = f"interrupted after {took}"
+        elif code == 0:
+            line = f"finished in {took}" + (f", but {note}" if note else "")
         else:
             line = f"failed with exit code {code} after {took}"
             self._failed.append((step, code))
         self._display.ended(step.name, line, terminal=step.inherit)
 
     def _stop(self, caught: list[int]) -> None:
-        """Hand the signal on, wait, and kill what is still there when patience or the user's (a second signal) ends."""
+        """Hand the signal on, wait, and kill what is still there when patience or the user's (Ctrl-C again) ends."""
         self._stopping = True
         deadline = time.monotonic() + PATIENCE_SECONDS
         for process in self._running:
             process.signal(caught[0])
         while self._running:
-            if len(caught) > 1 or time.monotonic() > deadline:
+            if signal.SIGINT in caught[1:] or time.monotonic() > deadline:
                 for process in self._running:
                     process.signal(signal.SIGKILL)
             time.sleep(_POLL_SECONDS)

@@ -6,16 +6,24 @@ import os
 import pickle
 import secrets
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, cast
 
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
+from mulcot.checkpoint_digests import HashedFile, forget_digests, is_as_written, note_digests, read_digests
 from mulcot.types import InputError, MissingInputError
 
+LAST: Final = "last.ckpt"
+PREVIOUS: Final = "previous.ckpt"
+"""What `last.ckpt` was before: kept until the next save, so that damage to one file loses little."""
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system answers where a disk, a share of it, or a file is full."""
 _DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError)
 """What `torch.load` raises for bytes that are not a checkpoint, depending on where they are wrong."""
+_REMEDY: Final = "take another checkpoint, or fit with --fresh"
 
 
 class DurableCheckpointIO(CheckpointIO):
@@ -37,8 +45,9 @@ class DurableCheckpointIO(CheckpointIO):
         Raises:
             TypeError: `storage_options` are given, or the checkpoint holds an object that could not be loaded again
                 without running code. An earlier checkpoint of this name is still there then.
-            InputError: The path is not local.
-            OSError: It could not be written, for example because the disk is full; the earlier one is still there.
+            InputError: The path is not local, or there is no room for it; the message says how much it needs and how
+                much is free. The earlier one is still there.
+            OSError: It could not be written for another reason; the earlier one is still there.
         """
         if storage_options is not None:
             raise TypeError("DurableCheckpointIO takes no storage_options; it writes local files")
@@ -46,12 +55,16 @@ class DurableCheckpointIO(CheckpointIO):
         target.parent.mkdir(parents=True, exist_ok=True)
         for left in target.parent.glob(f".{_escaped(target.name)}.*.tmp"):  # of a save that was killed
             left.unlink(missing_ok=True)
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+        temporary = _temporary(target)
         try:
             _write(checkpoint, temporary, target)
+            if target.name == LAST and target.is_file():
+                _keep(target)
             os.replace(temporary, target)
-        except BaseException:
+        except BaseException as error:
             temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                raise InputError(_no_room(target, checkpoint, error)) from error
             raise
         _sync_folder(target.parent)
 
@@ -79,6 +92,29 @@ class DurableCheckpointIO(CheckpointIO):
         else:
             with contextlib.suppress(FileNotFoundError):
                 target.unlink()
+            forget_digests(target.parent, target.name)
+
+
+def newest_good(paths: Iterable[Path]) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that can be gone on from.
+
+    Args:
+        paths: Checkpoints, those that are not there among them; the newest first.
+
+    Returns:
+        The checkpoint, None when there is no good one; and what is wrong with each newer one, naming it.
+    """
+    refusals = []
+    for path in paths:
+        try:
+            read_checkpoint(path, mmap=True)
+        except MissingInputError:
+            continue
+        except InputError as error:
+            refusals.append(str(error))
+        else:
+            return path, refusals
+    return None, refusals
 
 
 def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
@@ -104,9 +140,11 @@ def _load(source: Path, map_location: Any, mmap: bool = False) -> dict[str, Any]
         # torch seeks to before the start of some torn files, which is EINVAL; other OSErrors are the disk's own.
         if isinstance(error, torch.OutOfMemoryError) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
             raise
-        raise InputError(f"{source}: {_refusal(error)}; take another checkpoint, or fit with --fresh") from error
+        raise InputError(f"{source}: {_refusal(source, error)}; {_REMEDY}") from error
     if not isinstance(checkpoint, dict):
         raise InputError(f"{source}: not a checkpoint but a {type(checkpoint).__name__}; give one of `mulcot fit`")
+    if not is_as_written(source):  # told last, for what else is wrong says more
+        raise InputError(f"{source}: the checkpoint is damaged: its content is not what was written; {_REMEDY}")
     return checkpoint
 
 
@@ -114,20 +152,68 @@ def _write(checkpoint: dict[str, Any], temporary: Path, target: Path) -> None:
     # os.open rather than mkstemp: the file gets the permissions that the umask gives, not 0600.
     handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     with os.fdopen(handle, "wb") as file:
-        torch.save(checkpoint, file)
-        file.flush()
-        os.fsync(file.fileno())
+        hashed = HashedFile(file)
+        try:
+            torch.save(checkpoint, cast(Any, hashed))
+            hashed.flush()
+            os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:
+            # torch closes its archive after a failed write, which fails too, with a RuntimeError.
+            raise (hashed.error or error) from error
     # Told now, when nothing is lost yet, instead of at the resume. It reads the pickle's opcodes, no tensor.
     unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(temporary)
     if unsafe:
         raise TypeError(
             f"{target}: the checkpoint would hold {', '.join(sorted(unsafe))}, which cannot be loaded safely"
         )
+    added = {target.name: [hashed.digest]}
+    if target.name == LAST:
+        added[PREVIOUS] = read_digests(target.parent).get(LAST, [])[-1:]
+    note_digests(target.parent, added)
 
 
-def _refusal(error: Exception) -> str:
+def _keep(last: Path) -> None:
+    """Gives the last checkpoint the name of the previous one too: it keeps its own until the new one takes it."""
+    second = _temporary(last.with_name(PREVIOUS))
+    try:
+        os.link(last, second)
+    except OSError:  # a file system without second names
+        os.replace(last, last.with_name(PREVIOUS))
+    else:
+        os.replace(second, last.with_name(PREVIOUS))
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _no_room(target: Path, checkpoint: dict[str, Any], error: OSError) -> str:
+    needed, free = _tensor_bytes(checkpoint), shutil.disk_usage(target.parent).free
+    kept = f"; {target.name} is as it was" if target.is_file() else ""
+    return (
+        f"{target}: no room to save the checkpoint ({error.strerror}): it needs {needed:,} bytes beside the earlier "
+        f"one, and {free:,} are free{kept}. Make room and give the same command again, which goes on from there"
+    )
+
+
+def _tensor_bytes(value: Any) -> int:
+    """What the tensors in some containers come to, which is nearly all of a checkpoint."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    if isinstance(value, dict):
+        return sum(map(_tensor_bytes, value.values()))
+    return sum(map(_tensor_bytes, value)) if isinstance(value, list | tuple) else 0
+
+
+def _refusal(source: Path, error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
         return "refused, because loading it would run code that it names"
+    with contextlib.suppress(OSError), source.open("rb") as file:
+        start = file.read(200).lstrip()
+        if start.startswith(b"version https://git-lfs"):
+            return "a Git LFS pointer, not a checkpoint (`git lfs pull` fetches it)"
+        if start[:5].lower() in (b"<!doc", b"<html"):
+            return "an HTML page, not a checkpoint (a download that went wrong)"
     return "the checkpoint is damaged or is none"
 
 

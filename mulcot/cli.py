@@ -11,15 +11,16 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
+from mulcot.interruptions import Interrupted
 from mulcot.types import InputError
 
 VERBS: Final[dict[str, tuple[str, str]]] = {
     "run": ("mulcot.chain:main_run", "runs the whole chain: mulcot run --config demo.yaml"),
-    "fit": ("mulcot.lightning_cli:run_stage", "trains one stage: mulcot fit --config student.yaml"),
-    "validate": ("mulcot.lightning_cli:run_stage", "evaluates a trained stage on the validation split"),
-    "test": ("mulcot.lightning_cli:run_stage", "evaluates a trained stage on the test split"),
+    "fit": ("mulcot.stage_process:run_stage", "trains one stage: mulcot fit --config student.yaml"),
+    "validate": ("mulcot.stage_process:run_stage", "evaluates a trained stage on the validation split"),
+    "test": ("mulcot.stage_process:run_stage", "evaluates a trained stage on the test split"),
     "predict": (
-        "mulcot.lightning_cli:run_stage",
+        "mulcot.stage_process:run_stage",
         "labels posts (teacher.yaml), samples rationales (augment.yaml), caches soft labels (soft_labels.yaml)",
     ),
     "data": ("mulcot.data_commands:main_data", "checks, converts and splits posts: mulcot data check --help"),
@@ -40,7 +41,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 when all went well, 1 for a mistake in what was given, 2 for an unknown verb or a missing
-        input, 130 after an interrupt.
+        input, 130 after Ctrl-C, 143 after SIGTERM, 0 after SIGUSR1.
     """
     argv = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in argv
@@ -60,9 +61,9 @@ def main(args: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"mulcot: error: {_one_line(error)}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("mulcot: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as interrupt:
+        print(f"mulcot: {interrupt if isinstance(interrupt, Interrupted) else 'interrupted'}", file=sys.stderr)
+        return interrupt.code if isinstance(interrupt, Interrupted) else INTERRUPTED
 
 
 class UnknownVerbError(InputError):

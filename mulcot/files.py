@@ -2,8 +2,14 @@
 
 import contextlib
 import os
+import re
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
+
+_TEMPORARY: Final = re.compile(r"\.(.+\.)?([0-9a-f]{8}|[0-9a-f]{12}|[0-9a-f]{16})\.tmp")
+"""The names of files that are being written."""
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
@@ -38,6 +44,17 @@ def write_atomic(path: Path, data: str | bytes) -> None:
             temporary.unlink()
         raise
     _sync_folder(target.parent)
+
+
+def sweep(paths: Iterable[Path]) -> None:
+    """Removes temporary files of ours, which a killed process left; to be called where no other process works.
+
+    Args:
+        paths: Files and folders, of which those with other names stay.
+    """
+    for path in list(paths):
+        if _TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

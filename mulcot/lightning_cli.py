@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
-import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,19 +18,30 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from transformers.utils import logging as transformers_logging
 
 from data_modules import readers as _readers  # noqa: F401 (registers the readers' short class names)
 from data_modules.multimodal import MultimodalDataModule
 from mulcot import teachers as _teachers  # noqa: F401 (registers the teachers' short class names)
-from mulcot.callbacks import BestEpoch, DistillationLoss, HeldOutLosses, Inspection, ProgressFile, RandomStates
+from mulcot.callbacks import (
+    BestEpoch,
+    DistillationLoss,
+    HeldOutLosses,
+    Inspection,
+    OwnSignals,
+    ProgressFile,
+    RandomStates,
+    StepCheckpoints,
+)
 from mulcot.checkpoints import DurableCheckpointIO, read_checkpoint
 from mulcot.config_errors import check_unicode, explain_config_error
 from mulcot.config_overlays import NamedConfigFile, with_nulls_kept, with_values_replaced
 from mulcot.files import write_atomic
+from mulcot.ground import FORMAT, check_allowed, ground_of
+from mulcot.interruptions import Interruptions
 from mulcot.launching import check_processes, end_others, leave_used_store, started_again
-from mulcot.manifests import command_key, input_digests
-from mulcot.models import MODEL_FOLDER, find_model, load_trained
+from mulcot.manifests import command_key, input_digests, package_versions, recorded_name
+from mulcot.models import MODEL_FOLDER, find_model, is_sharded, load_trained
+from mulcot.resuming import find_resumed
 from mulcot.stage_folder import METRICS, StageFolder, check_stage_name
 from mulcot.types import InputError, MissingInputError
 from stages import TeacherStage
@@ -61,12 +71,14 @@ class MulcotCLI(LightningCLI):
 
     Args:
         args: the command line without the program's name.
-        scratch: where a `fast_dev_run` puts what it makes, instead of into its stage's folder.
+        interruptions: tells of signals.
+        resources: holds the stage's folder until the process is done with it.
     """
 
-    def __init__(self, args: Sequence[str], scratch: Path) -> None:
+    def __init__(self, args: Sequence[str], interruptions: Interruptions, resources: ExitStack) -> None:
         self.argv = list(args)
-        self.scratch = scratch
+        self.interruptions = interruptions
+        self.resources = resources
         self.started = datetime.now(UTC)
         jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         super().__init__(
@@ -120,6 +132,9 @@ class MulcotCLI(LightningCLI):
         parser.add_argument("--stage_dir", type=Path, help="Where the stage keeps what it makes.")
         parser.add_argument("--data_root", type=str, default=".", help="Where the data set lies, for configs to use.")
         parser.add_argument("--fresh", action="store_true", help="Starts anew, removing what the stage made before.")
+        parser.add_argument(
+            "--allow_changed", type=str, help="Resumes although these have changed, such as data,seed; see README."
+        )
         parser.add_argument("--yes", action=ActionYesNo, nargs="?", help="Sends requests that cost money unasked.")
         parser.add_argument("--test_after_fit", type=bool, default=True, help="Evaluates the best epoch after fit.")
         parser.add_argument(
@@ -127,6 +142,7 @@ class MulcotCLI(LightningCLI):
         )
         parser.add_lightning_class_args(HeldOutLosses, "held_out")
         parser.add_lightning_class_args(Inspection, "inspection")
+        parser.add_lightning_class_args(StepCheckpoints, "checkpoints")
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
     # -- instantiation ----------------------------------------------------------------------------------------------
@@ -140,9 +156,11 @@ class MulcotCLI(LightningCLI):
         """Finds the stage's folder; a `fast_dev_run` leaves nothing behind."""
         self.key = command_key(self.argv)
         check_stage_name(str(self._get(self.config, "stage")))
+        self.allowed = check_allowed(self._get(self.config, "allow_changed"))
         if self._get(self.config, "trainer.fast_dev_run"):
+            self._scratch = TemporaryDirectory(prefix="mulcot-")  # gone with this object
             given = self.config[str(self.subcommand)]
-            given["stage_dir"] = given["model.init_args.stage_dir"] = self.scratch
+            given["stage_dir"] = given["model.init_args.stage_dir"] = Path(self._scratch.name)
         self.folder = StageFolder(self.stage_dir)
         # A stage that was to start anew has started, when one of its processes died.
         self.fresh = bool(self._get(self.config, "fresh")) and not started_again()
@@ -165,7 +183,7 @@ class MulcotCLI(LightningCLI):
             if refusals:
                 raise refusals[0] from None  # the parser's own error spells every argument, a misplaced key too
             if isinstance(error, MisconfigurationException):
-                raise InputError(f"trainer: {_first_line(error)}") from error
+                raise InputError(f"trainer: {first_line(error)}") from error
             raise InputError(explain_config_error(error, self.argv, self.parser)) from error
         check_processes(self.trainer)
         leave_used_store()
@@ -175,7 +193,7 @@ class MulcotCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds what no overlay may drop: loss terms, inspection, checkpoints, progress, durable saving."""
         config = cast(dict[str, Any], self._get(self.config_init, "trainer"))
-        callbacks: list[Any] = [ProgressFile(self.stage_dir)]
+        callbacks: list[Any] = [OwnSignals(self.interruptions), ProgressFile(self.stage_dir)]
         if self.subcommand == "fit":
             callbacks.append(RandomStates())
         for name, term in (self._get(self.config_init, "losses") or {}).items():
@@ -189,10 +207,13 @@ class MulcotCLI(LightningCLI):
                     filename=self.folder.best.stem,
                     monitor="val/selection",
                     mode="max",
-                    save_last=True,
+                    save_on_train_epoch_end=False,  # but after validation, before the last step is saved
                     enable_version_counter=False,
                 )
             )
+            saving = self._get(self.config_init, "checkpoints")
+            saving.path, saving.interruptions = self.folder.last, self.interruptions
+            callbacks.append(saving)
             if config.get("logger") is not False:
                 callbacks.append(LearningRateMonitor(logging_interval="step"))
             for name in ("inspection", "held_out"):
@@ -201,6 +222,7 @@ class MulcotCLI(LightningCLI):
                     callbacks.append(watching)
         plugins = config.get("plugins") or []
         config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), DurableCheckpointIO()]
+        self.interruptions.requeues = all(getattr(plugin, "auto_requeue", True) for plugin in config["plugins"])
         return self._instantiate_trainer({**config, **kwargs}, callbacks)
 
     # -- what happens around a verb ---------------------------------------------------------------------------------
@@ -218,24 +240,32 @@ class MulcotCLI(LightningCLI):
         if isinstance(self.model, TeacherStage):
             raise InputError("the teacher is not trained: label posts with `mulcot predict --config teacher.yaml`")
         self._begin()
-        last = self.folder.last
+        self.model.origin = {"format": FORMAT, "ground": self._ground(), "versions": package_versions()}
+        named = self.config_init["fit"].get("ckpt_path")
         # What lies there when a stage starts anew is about to be removed by the first process.
-        if last.is_file() and not self.fresh and not self.config_init["fit"].get("ckpt_path"):
-            origin = read_checkpoint(last, mmap=True).get("mulcot", {})
-            if origin.get("command_key") != self.key:
-                raise InputError(
-                    f"{self.stage_dir} holds an unfinished fit of another configuration: give --fresh to start anew, "
-                    f"or the configuration that it was begun with ({self.stage_dir / 'config-fit.yaml'})"
-                )
-            self.config_init["fit"]["ckpt_path"] = str(last)
-        self.model.command_key = self.key
+        paths = [Path(named)] if named else [] if self.fresh else self.folder.checkpoints
+        resumed = find_resumed(paths, self.model.origin["ground"], self.allowed, named=named is not None)
+        if resumed is not None:
+            self.config_init["fit"]["ckpt_path"] = str(resumed.path)
+            self.datamodule.begins_epoch_anew = resumed.begins_epoch_anew
+            if self.trainer.is_global_zero:
+                print(f"going on from step {resumed.step}, saved in {resumed.path}")
+
+    def _ground(self) -> dict[str, dict[str, Any]]:
+        """What this fit stands on."""
+        stage = cast(ModelStage, self.model)
+        config = self.config[str(self.subcommand)].as_dict()
+        names = [recorded_name(self.stage_dir, Path(name)) for name in stage.input_models()]
+        return ground_of(config, self.inputs, names, stage.encoder.fingerprint(), self.trainer.world_size)
 
     def after_fit(self) -> None:
         """Saves the best epoch as a Hugging Face folder, evaluates it, and declares the stage done."""
         if self.trainer.interrupted or self._get(self.config, "trainer.fast_dev_run"):
             return
         stage = cast(ModelStage, self.model)
-        stage.make_whole()
+        if stage.model is not None and is_sharded(stage.model):  # what follows takes whole weights
+            stage.model = None
+            stage.configure_model()
         best = self._load_weights(stage, self.folder.best)
         if self.trainer.is_global_zero:
             stage.export(self.stage_dir / MODEL_FOLDER)
@@ -353,37 +383,14 @@ class MulcotCLI(LightningCLI):
             raise
         paths = [*self.datamodule.files(), *(Path(model) for model in models)]
         self.inputs = input_digests(self.stage_dir, [path for path in paths if path.exists()])
+        if isinstance(self.model, ModelStage):
+            self.model.inputs = self.inputs
         if self.trainer.is_global_zero:
+            self.resources.enter_context(self.folder.held())
             self.folder.begin(self.key, fresh=self.fresh)
         self._list_bad_rows()
 
 
-def run_stage(argv: Sequence[str]) -> int:
-    """Runs one Lightning verb; the exit code says whether it came to its end."""
-    # Tips for other products, a bar for each file that is read and advice that does not apply here would bury what a
-    # reader looks for: resuming into a folder with checkpoints is meant, and so is decoding in the main process.
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-    warnings.filterwarnings("ignore", message=".*does not have many workers")
-    warnings.filterwarnings("ignore", message="It is recommended to use `self.log")  # what is logged is of all ranks
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec")  # lightning 2.6.6 on the newest torch
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft on the newest transformers
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # no one writes into it
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    transformers_logging.disable_progress_bar()
-    # A class of the user's own lies beside the configuration, and never hides an installed package.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-    try:
-        with TemporaryDirectory(prefix="mulcot-") as scratch:
-            MulcotCLI(argv, Path(scratch))
-    except MisconfigurationException as error:
-        raise InputError(_first_line(error)) from error
-    except SystemExit as left:
-        if isinstance(left.__context__, KeyboardInterrupt):  # Lightning leaves with 1 after Ctrl-C
-            raise KeyboardInterrupt from left
-        raise
-    return 0
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, without its tail of advice."""
     return str(error).strip().splitlines()[0]

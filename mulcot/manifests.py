@@ -98,7 +98,7 @@ def input_digests(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
         folder: The stage's folder, `<run>/<stage>`.
         paths: Files and folders that the stage reads, relative to the working folder or absolute.
     """
-    return {_recorded(folder, path): digest(path) for path in paths}
+    return {recorded_name(folder, path): digest(path) for path in paths}
 
 
 def output_digests(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
@@ -178,7 +178,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         path = _absolute(folder).parent / name  # `/` keeps an absolute name as it is
         if not path.exists():
             raise ValueError(f"{folder / MANIFEST_NAME}: the input {name} does not exist; see input_digests")
-        inputs[_recorded(folder, path)] = recorded
+        inputs[recorded_name(folder, path)] = recorded
     content = asdict(manifest) | {"inputs": inputs}
     write_atomic(folder / MANIFEST_NAME, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
@@ -293,7 +293,13 @@ def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))
 
 
-def _recorded(folder: Path, path: Path) -> str:
+def recorded_name(folder: Path, path: Path) -> str:
+    """How a manifest names an input: relative to the run's folder where it lies inside, else absolute.
+
+    Args:
+        folder: The stage's folder, `<run>/<stage>`.
+        path: A file or folder, relative to the working folder or absolute.
+    """
     run, target = _absolute(folder).parent, _absolute(path)
     for base, inside in ((run, target), (run.resolve(), target.resolve())):
         if inside.is_relative_to(base):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
-from mulcot.models import is_sharded, shard, spread_like, whole_on_first
+from mulcot.models import gathered, is_sharded, shard, spread_like, whole_on_first
 
 
 class ShardedStage(Protocol):
@@ -47,6 +48,7 @@ class ShardedStrategy(ModelParallelStrategy):
             save_distributed_checkpoint=False,
             timeout=timedelta(minutes=timeout_minutes),
         )
+        self._evaluating = ExitStack()
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -64,6 +66,14 @@ class ShardedStrategy(ModelParallelStrategy):
         if trainer.training and not is_sharded(stage.model):
             shard(stage.model, stage.projections, self.device_mesh["data_parallel"])
         super().setup(trainer)
+
+    def on_validation_start(self) -> None:
+        """Has the weights whole until the end: processes have different batches."""
+        self._evaluating.enter_context(gathered(cast(ShardedStage, self.lightning_module).model))
+
+    def on_validation_end(self) -> None:
+        """See `on_validation_start`; Lightning asks the strategy last, when callbacks have no more questions."""
+        self._evaluating.close()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Nothing: the stage itself puts what is trained into a checkpoint."""

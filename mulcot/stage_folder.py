@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from mulcot.files import write_atomic
+from mulcot.checkpoint_digests import forget_digests
+from mulcot.checkpoints import LAST, PREVIOUS
+from mulcot.files import sweep, write_atomic
+from mulcot.locks import locked
 from mulcot.manifests import MANIFEST_NAME, make_manifest, output_digests, read_manifest, write_manifest
 from mulcot.models import MODEL_FOLDER
 from mulcot.types import InputError
 from stages.base import TEST_PREDICTIONS
+from stages.sample_log import SAMPLES
 
-KEPT_BY_FRESH: Final = {"log.txt", "command.key"}
+LOCK: Final = ".lock"
+KEPT_BY_FRESH: Final = {"log.txt", "command.key", LOCK}
 KEPT_STORES: Final = "labels."
 """How the files of the label store begin. They stay: what a teacher was paid for is never thrown away, and the lock of
 another process is not to be taken from it."""
@@ -46,24 +54,49 @@ class StageFolder:
 
     @property
     def last(self) -> Path:
-        """The checkpoint of the last epoch, to resume from."""
-        return self.path / "checkpoints" / "last.ckpt"
+        """The checkpoint of the last step that was saved, to resume from."""
+        return self.path / "checkpoints" / LAST
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """All checkpoints that a fit can go on from, the newest first."""
+        return [self.last, self.last.with_name(PREVIOUS), self.best]
 
     def refuse_finished(self) -> None:
         """Raises an InputError when the stage is done."""
         if read_manifest(self.path) is not None:
             raise InputError(f"{self.path} is finished: give --fresh to start it anew, or another --stage")
 
-    def begin(self, key: str, fresh: bool) -> None:
-        """Makes the folder, emptied of earlier work where that is asked for, and notes whose work lies in it now.
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other processes out of the folder, made where it is not there, and removes what a killed one left.
 
         Raises:
-            InputError: It was to be emptied, and is no stage's folder.
+            InUseError: Another process works in it.
+            InputError: It cannot be written to.
+        """
+        refusal = f"{self.path}: another process works on this stage; wait for it or end it"
+        with ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(self.path / LOCK, refusal))
+            except OSError as error:
+                raise _refused(self.path, error) from error
+            sweep(Path(place, name) for place, _, names in os.walk(self.path) for name in names)
+            yield
+
+    def begin(self, key: str, fresh: bool) -> None:
+        """Empties the folder of earlier work where that is asked for, and notes whose work lies in it now.
+
+        Raises:
+            InputError: It was to be emptied and is no stage's folder, or it cannot be written to.
         """
         if fresh:
             self._empty()
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.path / KEY, key)
+        try:
+            write_atomic(self.path / KEY, key)
+        except OSError as error:
+            raise _refused(self.path, error) from error
 
     def finish(
         self,
@@ -80,12 +113,16 @@ class StageFolder:
             for path in self.path.iterdir()
             if path.name in _OUTPUTS or (path.suffix == ".jsonl" and path.name not in _LATER)
         ]
+        previous = self.last.with_name(PREVIOUS)
+        previous.unlink(missing_ok=True)  # for a resume, which there will be none of
+        forget_digests(previous.parent, PREVIOUS)
         outputs = output_digests(self.path, sorted(made))
         write_manifest(self.path, make_manifest(argv, inputs=inputs, outputs=outputs, seed=seed, started=started))
+        shutil.rmtree(self.path / SAMPLES, ignore_errors=True)  # which only a resume would read
 
     def _empty(self) -> None:
         """Removes what a stage made before, the manifest first: half a stage must not look finished."""
-        present = list(self.path.iterdir()) if self.path.is_dir() else []
+        present = [path for path in self.path.iterdir() if path.name != LOCK] if self.path.is_dir() else []
         if present and not any((self.path / name).is_file() for name in _TRACES):
             raise InputError(
                 f"{self.path} holds {min(path.name for path in present)!r} and is no stage's folder, so --fresh does "
@@ -99,6 +136,14 @@ class StageFolder:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+
+def _refused(path: Path, error: OSError) -> InputError:
+    """Why a folder cannot be written to, and what helps."""
+    place = next(each for each in (path, *path.parents) if each.exists())
+    remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "name another --run_dir, or gain access"
+    owner = f"; {place} belongs to user {place.stat().st_uid}, this is user {os.getuid()}"
+    return InputError(f"{path} cannot be written to ({error.strerror}){owner}: {remedy}")
 
 
 def check_stage_name(name: str) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
+from mulcot.callbacks import Judged
 from mulcot.generation import (
     RationaleRefusedError,
     Replies,
@@ -14,6 +16,7 @@ from mulcot.generation import (
     parse_rationale,
     read,
 )
+from mulcot.metrics import ClassificationReport
 from mulcot.rows import QuestionBatch, RowEncoder
 from mulcot.types import Answer
 
@@ -94,3 +97,16 @@ def _make_answer(post_id: str, probabilities: dict[str, float], reply: str, labe
     except RationaleRefusedError as refused:
         rationale, refusal = None, str(refused)
     return Answer(post_id, label, probabilities, rationale, reply, refusal)
+
+
+def scores_of(judged: Sequence[Judged], labels: Sequence[str]) -> dict[str, Any]:
+    """Accuracy, F1 and confusion over the posts with a gold label.
+
+    Args:
+        judged: posts with what a model says of them.
+        labels: the label set.
+    """
+    report = ClassificationReport(labels)
+    known = [(answer.label, post.label) for _, answer, post, _ in judged if post.label is not None]
+    report.update([label for label, _ in known], [gold for _, gold in known])
+    return report.compute()

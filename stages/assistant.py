@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import Literal
 
 from mulcot.callbacks import DistillationLoss
 from mulcot.files import write_atomic
@@ -18,10 +16,12 @@ from mulcot.prompts import get_prompt
 from mulcot.rows import Layout, MicroBatch, QuestionBatch, RowForm
 from mulcot.soft_labels import SoftLabelCache, SoftLabelForm, SoftLabelKind
 from mulcot.types import DEFAULT_LABELS, InputError, Task
+from stages.all_ranks import of_all_ranks
 from stages.augmentation import Augmentation, Sample, select
 from stages.base import ModelStage, PredictKind
 from stages.objective import Objective
 from stages.optimizer import Optimizer
+from stages.sample_log import SAMPLES, SampleLog
 from stages.soft_label_build import SoftLabelBuild, build_line, soft_label_fingerprint
 
 
@@ -122,6 +122,7 @@ class AssistantStage(ModelStage):
         self._writer: ReplyWriter | None = None
         self._asked: list[tuple[list[tuple[str, int]], Replies]] = []
         self._samples: list[Sample] = []
+        self._log: SampleLog | None = None
         self._build: SoftLabelBuild | None = None
 
     @property
@@ -151,6 +152,25 @@ class AssistantStage(ModelStage):
     def row_forms(self, layout: Layout, row_tokens: int | None) -> tuple[RowForm, RowForm]:
         """See the base class."""
         return (RowForm(), RowForm()) if self._vllm is not None else super().row_forms(layout, row_tokens)
+
+    def setup(self, stage: str) -> None:
+        """Reads the samples that an interrupted run has left."""
+        if stage == "predict" and self.predicts == "rationales":
+            settings = soft_label_fingerprint(self.pretrained, self.encoder) | {
+                "temperature": self.temperature,
+                "sampling_seed": self.sampling_seed,
+                "max_new_tokens": self.max_new_tokens,
+                "engine": self.engine,
+                "dtype": self.dtype_name,
+                "quantise": self.quantise,
+                "precision": str(self.trainer.precision),
+                "inputs": self.inputs,
+            }
+            self._log = SampleLog(self.stage_dir / SAMPLES, settings, self.trainer.global_rank)
+
+    def finished_posts(self) -> Collection[str]:
+        """See the base class: those with all their samples."""
+        return self._log.finished(self.samples_per_post) if self._log is not None else ()
 
     def on_predict_start(self) -> None:
         """Opens the soft-label cache; nothing of the model is trained or saved any more."""
@@ -189,7 +209,7 @@ class AssistantStage(ModelStage):
         if self._vllm is not None:
             rows = () if batch.prompts is None else batch.prompts.rows * self.samples_per_post
             replies = self._vllm.write(rows, seeds)
-            self._samples += [Sample(*key, reply) for key, reply in zip(asked, replies, strict=True)]
+            self._keep([Sample(*key, reply) for key, reply in zip(asked, replies, strict=True)])
             return len(asked)
         assert self.model is not None
         if self._writer is None:
@@ -202,22 +222,34 @@ class AssistantStage(ModelStage):
             self._writer = None
         for keys, written in [each for each in self._asked if not each[1].unfinished]:
             texts = [self.encoder.decode(ids) for ids in written.ids]
-            self._samples += [Sample(*key, text) for key, text in zip(keys, texts, strict=True)]
+            self._keep([Sample(*key, text) for key, text in zip(keys, texts, strict=True)])
         self._asked = [each for each in self._asked if each[1].unfinished]
         return len(asked)
+
+    def _keep(self, samples: list[Sample]) -> None:
+        """Commits samples of a batch, without those that there were."""
+        assert self._log is not None
+        new = [sample for sample in samples if (sample.post_id, sample.index) not in self._log.known]
+        self._log.add(new)
+        self._samples += new
 
     def on_predict_end(self) -> None:
         """Writes what all ranks made."""
         if self._build is not None:
             self._close_soft_labels(self._build)
             return
-        samples = [sample for rank in self._gather_objects(self._samples) for sample in rank]
+        samples = [sample for rank in of_all_ranks(self.trainer, self._samples) for sample in rank]
         if self.trainer.is_global_zero:
-            self._write_rationales(samples)
+            assert self._log is not None
+            asked = range(self.samples_per_post)
+            known = [sample for sample in self._log.known.values() if sample.index in asked]
+            self._write_rationales([*known, *samples])
 
     def _close_soft_labels(self, build: SoftLabelBuild) -> None:
         build.writer.flush()
-        skipped = sum(self._gather_objects(build.skipped))  # waits for all ranks, so that rank 0 closes a whole cache
+        skipped = sum(
+            of_all_ranks(self.trainer, build.skipped)
+        )  # waits for all ranks, so that rank 0 closes a whole cache
         if not self.trainer.is_global_zero:
             return
         build.writer.close()
@@ -267,10 +299,3 @@ class AssistantStage(ModelStage):
             "kept": len(outcome.kept),
             "refused": outcome.counts(),
         }
-
-    def _gather_objects(self, mine: Any) -> list[Any]:
-        if self.trainer.world_size == 1:
-            return [mine]
-        ranks: list[Any] = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(ranks, mine)
-        return ranks

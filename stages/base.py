@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import asdict
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -14,35 +12,38 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mulcot.callbacks import DistillationLoss, Inspection, Judged
 from mulcot.losses import Schedule
-from mulcot.metrics import ClassificationReport, ReasoningReport
+from mulcot.metrics import ReasoningReport
 from mulcot.models import (
     DType,
     Lora,
     Passes,
     Quantise,
     RowSettings,
+    check_fits,
     checkpoint_activations,
     compile_layers,
     find_model,
-    gathered,
     is_sharded,
     load_model,
     load_processor,
+    model_origin,
     row_form,
     save_model,
     shared_refusal,
     trained_parameters,
-    trained_state,
+    whole_on_first,
 )
 from mulcot.predictions import Prediction, write_predictions
 from mulcot.rows import Layout, MicroBatch, QuestionBatch, RowEncoder, RowForm
 from mulcot.types import DEFAULT_LABELS, TASKS, InputError, Task
-from stages.answering import Answering
-from stages.objective import Objective, StepLosses
-from stages.optimizer import Optimizer, adamw, clip, clips_itself, with_schedule
+from stages.all_ranks import of_all_ranks
+from stages.answering import Answering, scores_of
+from stages.objective import Objective, StepLosses, checked_weights
+from stages.optimizer import Gradients, Optimizer, adamw, has_loss_scale, with_schedule
 
 _LOG: Final = logging.getLogger(__name__)
 PredictKind = Literal["posts", "questions", "responses"]
@@ -109,7 +110,7 @@ class ModelStage(LightningModule):
         self.stage_dir = Path(stage_dir)
         self.title = title
         self.labels = tuple(labels)
-        self.task_weights = _checked_weights(task_weights)
+        self.task_weights = checked_weights(task_weights)
         self.lora = lora
         self.freeze_vision = freeze_vision
         self.dtype_name = dtype
@@ -122,7 +123,8 @@ class ModelStage(LightningModule):
         self.activation_checkpointing = activation_checkpointing
         self.compile_layers = compile_layers
         self.strict_loading = False  # a checkpoint holds what is trained, not the frozen base
-        self.command_key = ""  # the command line's fingerprint, set by the command line
+        self.origin: dict[str, Any] = {}  # what a checkpoint keeps of the run: set by the command line
+        self.inputs: dict[str, str] = {}  # the digests of what the stage reads, likewise
         self.predictions_name = FIT_PREDICTIONS
         self.model: nn.Module | None = None
         self.soft_label_fingerprint: dict[str, str] | None = None
@@ -136,8 +138,8 @@ class ModelStage(LightningModule):
         self.objective: Objective | None = None
         self._inspections: list[Inspection] = []
         self._step_losses = StepLosses()
+        self._gradients: Gradients | None = None
         self._answering: Answering | None = None
-        self._whole = ExitStack()
         self._judged: list[Judged] = []
         self.judged: list[Judged] = []
         """The last evaluation: the answers of all ranks, in the order of the posts."""
@@ -154,6 +156,10 @@ class ModelStage(LightningModule):
     def tasks(self) -> tuple[Task, ...]:
         """The tasks with a weight."""
         return tuple(task for task in TASKS if self.task_weights[task] > 0)
+
+    def finished_posts(self) -> Collection[str]:
+        """The posts that an interrupted prediction has asked about already."""
+        return ()
 
     def row_forms(self, layout: Layout, row_tokens: int | None) -> tuple[RowForm, RowForm]:
         """In which form the model, and the assistant beside it, take rows when this one is wanted.
@@ -206,12 +212,6 @@ class ModelStage(LightningModule):
         if self.compile_layers:
             compile_layers(self.model)
 
-    def make_whole(self) -> None:
-        """Loads a model that was spread over processes anew; the weights that it was trained to are not in it."""
-        if self.model is not None and is_sharded(self.model):
-            self.model = None
-            self.configure_model()
-
     def compute_dtype(self, quantise: Quantise | None) -> DType:
         """In what quantised layers multiply: as autocast does."""
         return "bfloat16" if quantise is not None and self.trainer.precision == "bf16-mixed" else "float32"
@@ -227,10 +227,9 @@ class ModelStage(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """See the base class; bf16 gradients of a fused optimizer are clipped, too."""
-        precision = self.trainer.precision_plugin
-        if gradient_clip_val and clips_itself(precision):
-            clip(precision, optimizer, gradient_clip_val, gradient_clip_algorithm)
+        """See the base class; the norm that the check took serves again."""
+        if gradient_clip_val and self._gradients is not None:
+            self._gradients.clip(gradient_clip_val, gradient_clip_algorithm)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -291,13 +290,17 @@ class ModelStage(LightningModule):
         )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Checks the step's losses, and logs them over all micro-batches and ranks when it is time to log."""
+        """Checks the step's losses and gradients, and logs the losses of all ranks when it is time to log."""
         assert self.objective is not None
         step = self.trainer.global_step + 1
+        is_right = self._step_losses.is_finite(self.device).bool()
+        self._gradients = None if has_loss_scale(self.trainer.precision_plugin) else Gradients(optimizer)
+        if self._gradients is not None:
+            is_right = is_right & torch.isfinite(self._gradients.norm)
         # All ranks stop together: the gradients that they share are spoilt on each of them.
-        wrong = 1.0 - self._step_losses.is_finite(self.device).float()
-        if float(self.trainer.strategy.reduce(wrong, reduce_op="sum")) > 0:
-            self._step_losses.refuse(step)
+        if float(self.trainer.strategy.reduce(1.0 - is_right.float(), reduce_op="sum")) > 0:
+            spoilt = self._gradients.wrong(self.named_parameters()) if self._gradients is not None else []
+            self._step_losses.refuse(step, spoilt)
         sums = self._step_losses.take()
         if step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
@@ -312,32 +315,20 @@ class ModelStage(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what is trained, and says what it was trained from."""
-        assert self.model is not None
-        trained, source = trained_state(self.model), find_model(self.pretrained)
-        checkpoint["state_dict"] = {f"model.{name}": value for name, value in trained.items()} | {
-            f"projections.{name}": value for name, value in trained_state(self.projections).items()
-        }
+        checkpoint["state_dict"] = {name: whole_on_first(weight) for name, weight in trained_parameters(self).items()}
         checkpoint["mulcot"] = {
-            "pretrained": source.name if source.checkpoint is None else str(source.checkpoint),  # from any folder
-            "lora": asdict(self.lora) if self.lora else None,
-            "freeze_vision": self.freeze_vision,
-            "labels": list(self.labels),
-            "image_size": list(self.image_size) if self.image_size else None,
+            **model_origin(self.pretrained, self.lora, self.freeze_vision),
+            **{"labels": list(self.labels), "image_size": self.image_size and list(self.image_size)},
             "pad_end": self.pad_end,
-            "command_key": self.command_key,
             "val_metrics": self.val_metrics,
+            **self.origin,
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses what was trained on another model."""
+        check_fits(checkpoint["state_dict"], trained_parameters(self))
 
     # -- evaluation -------------------------------------------------------------------------------------------------
-
-    def on_validation_start(self) -> None:
-        """Has the weights whole until the end: processes have different batches."""
-        assert self.model is not None
-        self._whole.enter_context(gathered(self.model))
-
-    def on_validation_end(self) -> None:
-        """See `on_validation_start`."""
-        self._whole.close()
 
     def validation_step(self, batch: QuestionBatch, batch_idx: int) -> None:
         """Classifies."""
@@ -361,7 +352,7 @@ class ModelStage(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Logs accuracy and F1; `val/selection` orders epochs by accuracy, then by F1."""
         judged = self._gather()
-        scores = self._classification(judged)
+        scores = scores_of(judged, self.labels)
         if not scores["posts"]:
             raise InputError("no post of the validation split has a gold label: the best epoch cannot be chosen")
         # F1 moves by less than one post's worth of accuracy, so it decides between equal accuracies alone.
@@ -370,11 +361,19 @@ class ModelStage(LightningModule):
         logged = {f"val/{name}": float(scores[name]) for name in ("accuracy", "macro_f1", "weighted_f1")}
         self.log_dict(logged | {"val/selection": selection}, prog_bar=False)
         self.val_metrics = {"classification": scores}
+        plateau = self.lr_schedulers()
+        if isinstance(plateau, ReduceLROnPlateau) and not self.trainer.sanity_checking:
+            plateau.step(scores["accuracy"])  # before the epoch is saved: Lightning would do it after that
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """See the base class; a plateau is looked at by `on_validation_epoch_end`."""
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            super().lr_scheduler_step(scheduler, metric)
 
     def on_test_epoch_end(self) -> None:
         """Computes every metric over all ranks and writes the predictions."""
         judged = self._gather()
-        scores = self._classification(judged)
+        scores = scores_of(judged, self.labels)
         reasoning = None
         if "reasoning" in self.tasks:
             report = ReasoningReport(self.labels)
@@ -388,19 +387,9 @@ class ModelStage(LightningModule):
             made = [Prediction.of(post, answer) for _, answer, post, _ in judged]
             write_predictions(self.stage_dir / self.predictions_name, made)
 
-    def _classification(self, judged: Sequence[Judged]) -> dict[str, Any]:
-        report = ClassificationReport(self.labels)
-        known = [(answer.label, post.label) for _, answer, post, _ in judged if post.label is not None]
-        report.update([label for label, _ in known], [gold for _, gold in known])
-        return report.compute()
-
     def _gather(self) -> list[Judged]:
         """This epoch's answers of all ranks, in the order of the posts."""
-        mine, self._judged = self._judged, []
-        ranks: list[list[Judged]] = [mine]
-        if self.trainer.world_size > 1:
-            ranks = [[] for _ in range(self.trainer.world_size)]
-            torch.distributed.all_gather_object(ranks, mine)
+        ranks, self._judged = of_all_ranks(self.trainer, self._judged), []
         self.judged = sorted((judged for rank in ranks for judged in rank), key=lambda judged: judged[0])
         return self.judged
 
@@ -408,10 +397,3 @@ class ModelStage(LightningModule):
         """Writes the model as an ordinary Hugging Face folder."""
         assert self.model is not None
         save_model(self.model, self.encoder.processor, RowSettings(self.labels, self.image_size, self.pad_end), folder)
-
-
-def _checked_weights(given: dict[Task, float] | None) -> dict[Task, float]:
-    weights: dict[Task, float] = dict.fromkeys(TASKS, 1.0) | (given or {})
-    if min(weights.values()) < 0 or max(weights.values()) == 0:
-        raise InputError(f"model.init_args.task_weights is {weights}; weights are 0 or more and one is above 0")
-    return weights

@@ -14,11 +14,15 @@ from mulcot.losses import Schedule, Term, View, ViewKind, chunked_loss, is_const
 from mulcot.models import Layers, Passes, head_parts, hidden_layers, hidden_states
 from mulcot.rows import Inputs, RowBatch
 from mulcot.soft_labels import SoftLabelDescription
-from mulcot.types import InputError, Task
+from mulcot.types import TASKS, InputError, Task
 from stages.online_assistant import OnlineAssistant, Seen
 from stages.published import PublishedQuirks, bf16_kl, positions_everywhere
 
 _NOTHING_SEEN: Final = Seen(None, ())
+_REMEDY: Final = (
+    "A lower learning rate (model.init_args.optimizer.learning_rate), trainer.gradient_clip_val or precision 32-true "
+    "help when training diverges; otherwise look at these posts"
+)
 
 
 class Objective:
@@ -196,6 +200,21 @@ def _published_kl(term: ForwardKL, logits: Tensor, targets: Tensor, view: View |
     return loss * temperature**2 if term.scale_by_temperature else loss
 
 
+def checked_weights(given: dict[Task, float] | None) -> dict[Task, float]:
+    """The weight of every task.
+
+    Args:
+        given: those that were named; the others are 1.
+
+    Raises:
+        InputError: one is below 0, or none above.
+    """
+    weights: dict[Task, float] = dict.fromkeys(TASKS, 1.0) | (given or {})
+    if min(weights.values()) < 0 or max(weights.values()) == 0:
+        raise InputError(f"model.init_args.task_weights is {weights}; weights are 0 or more and one is above 0")
+    return weights
+
+
 class StepLosses:
     """The losses of one optimizer step, summed over its micro-batches, and the check that they are numbers."""
 
@@ -225,18 +244,26 @@ class StepLosses:
         """Whether every loss of the step so far is a number, as a scalar on `device`."""
         return torch.stack([finite for _, finite in self._seen]).all() if self._seen else torch.ones((), device=device)
 
-    def refuse(self, step: int) -> None:
+    def refuse(self, step: int, spoilt: Sequence[str]) -> None:
         """Says what is no number.
 
         Args:
             step: the optimizer step, for the message.
+            spoilt: weights whose gradients are none.
 
         Raises:
-            InputError: names step, task, terms and posts.
+            InputError: names step, posts, and task and terms or a weight.
         """
         for loss, finite in self._seen:
             if not bool(finite):
                 raise InputError(_describe(loss, step))
+        if spoilt:
+            posts = dict.fromkeys(row.post.id for loss, _ in self._seen for row in loss.rows.rows)
+            others = f" and {len(spoilt) - 1} more" if len(spoilt) > 1 else ""
+            raise InputError(
+                f"step {step}: the gradient of {spoilt[0]}{others} is not a finite number, though every loss is, on "
+                f"the posts {_some(list(posts))}; the step was not taken. {_REMEDY}"
+            )
         raise InputError(f"step {step}: a loss on another process is not a finite number; the step was not taken")
 
 
@@ -253,9 +280,11 @@ def _describe(loss: TaskLoss, step: int) -> str:
             bad = (~torch.isfinite(per_token[name])).nonzero().flatten().tolist()
             posts += [owners[index] for index in bad]
     posts = list(dict.fromkeys(posts)) or list(dict.fromkeys(owners))
-    shown = ", ".join(posts[:5]) + (f" and {len(posts) - 5} more" if len(posts) > 5 else "")
     return (
         f"step {step}: the loss {', '.join(terms) or 'total'} of the task {loss.task} is not a finite number, on the "
-        f"posts {shown}; the step was not taken. A lower learning rate (model.init_args.optimizer.learning_rate), "
-        "trainer.gradient_clip_val or precision 32-true help when training diverges; otherwise look at these posts"
+        f"posts {_some(posts)}; the step was not taken. {_REMEDY}"
     )
+
+
+def _some(posts: Sequence[str]) -> str:
+    return ", ".join(posts[:5]) + (f" and {len(posts) - 5} more" if len(posts) > 5 else "")

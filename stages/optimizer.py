@@ -1,4 +1,4 @@
-"""AdamW of a stage: its settings, its groups of weights, its learning rate over time, and the clipping before it."""
+"""AdamW of a stage: its settings, its groups of weights, its learning rate over time, and the gradients before it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
+
+from mulcot.models import whole
 
 
 @dataclass
@@ -47,7 +49,7 @@ def adamw(settings: Optimizer, parameters: Iterable[nn.Parameter], precision: Pr
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     # A fused step takes the loss scale of fp16 out of the gradients by itself: clipping before it would clip wrongly.
-    fused = getattr(precision, "scaler", None) is None
+    fused = not has_loss_scale(precision)
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=fused)
 
 
@@ -70,27 +72,49 @@ def with_schedule(settings: Optimizer, optimizer: torch.optim.Optimizer, steps: 
     return optimizer
 
 
-def clips_itself(precision: Precision) -> bool:
-    """Whether gradients are as they are (bf16 has no loss scale) although Lightning's plugin refuses to clip them.
+class Gradients:
+    """The gradients of one optimizer step; their norm is taken once, for the check and for the clipping.
 
-    Lightning 2.6.6 refuses every fused optimizer under autocast, on account of fp16.
+    Args:
+        optimizer: whose weights'.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        gradients = [weight.grad for weight in self._weights if weight.grad is not None]
+        self._norm = torch.nn.utils.get_total_norm(gradients)  # each process knows its part, where weights are spread
+        self.norm = whole(self._norm)
+        """Of all of them together, a scalar; NaN or infinite where one of them is."""
+
+    def clip(self, limit: float, algorithm: str | None) -> None:
+        """Clips them; Lightning 2.6.6 refuses that for a fused optimizer under autocast, on account of fp16.
+
+        Args:
+            limit: the largest norm of all of them together, or the largest value.
+            algorithm: `value`, else the norm.
+        """
+        if algorithm == "value":
+            torch.nn.utils.clip_grad_value_(self._weights, limit)
+        else:
+            torch.nn.utils.clip_grads_with_norm_(self._weights, limit, self._norm)
+
+    def wrong(self, names: Iterable[tuple[str, nn.Parameter]]) -> list[str]:
+        """The weights whose gradients are not all finite numbers.
+
+        Args:
+            names: the weights by name.
+        """
+        return [
+            name
+            for name, weight in names
+            if weight.grad is not None and not bool(torch.isfinite(whole(weight.grad)).all())
+        ]
+
+
+def has_loss_scale(precision: Precision) -> bool:
+    """Whether gradients are scaled (fp16): infinite ones are then a matter of the scaler, which leaves the step out.
 
     Args:
         precision: Lightning's plugin.
     """
-    return isinstance(precision, MixedPrecision) and precision.scaler is None
-
-
-def clip(precision: Precision, optimizer: torch.optim.Optimizer, limit: float, algorithm: str | None) -> None:
-    """Clips the gradients of an optimizer's weights, as the plugin itself does without autocast.
-
-    Args:
-        precision: Lightning's plugin.
-        optimizer: whose weights.
-        limit: the largest norm of all gradients together, or the largest value.
-        algorithm: `value`, else the norm.
-    """
-    if algorithm == "value":
-        precision.clip_grad_by_value(optimizer, limit)
-    else:
-        precision.clip_grad_by_norm(optimizer, limit)
+    return getattr(precision, "scaler", None) is not None

@@ -5,6 +5,7 @@ from mulcot.callbacks.distillation import CrossEntropy, DistillationLoss, SoftLo
 from mulcot.callbacks.feature_losses import FeatureLoss, HiddenCosine, HiddenMSE
 from mulcot.callbacks.held_out import HeldOutLosses
 from mulcot.callbacks.inspection import Inspection
+from mulcot.callbacks.own_signals import OwnSignals
 from mulcot.callbacks.progress import ProgressFile
 from mulcot.callbacks.random_states import RandomStates
 from mulcot.callbacks.sampled_rationales import Judged
@@ -18,6 +19,7 @@ from mulcot.callbacks.soft_losses import (
     TotalVariation,
     UniversalLogit,
 )
+from mulcot.callbacks.step_checkpoints import StepCheckpoints
 from mulcot.callbacks.task_loss import TaskLoss
 
 __all__ = [
@@ -33,12 +35,14 @@ __all__ = [
     "Inspection",
     "Judged",
     "LogitMSE",
+    "OwnSignals",
     "ProgressFile",
     "RandomStates",
     "ReverseKL",
     "SkewedKL",
     "SkewedReverseKL",
     "SoftLoss",
+    "StepCheckpoints",
     "TaskLoss",
     "TotalVariation",
     "UniversalLogit",

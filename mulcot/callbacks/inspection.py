@@ -84,7 +84,15 @@ class Inspection(Callback):
         self._terms: dict[Task, list[str]] = {}
         self._soft: set[str] = set()
         self._samples: SampledRationales | None = None
-        self._last_histogram = 0
+        self._last_histogram: int | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """When the last histograms were made: a resumed fit makes the next ones when the other would have."""
+        return {"last_histogram": self._last_histogram}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes it over."""
+        self._last_histogram = state_dict["last_histogram"]
 
     # -- training ---------------------------------------------------------------------------------------------------
 
@@ -101,7 +109,7 @@ class Inspection(Callback):
         self._soft = {term.name for term in terms if term.is_soft}
         self._terms = {task: [term.name for term in terms if task in term.tasks] for task in stage.tasks}
         self._places = ResponsePlaces(stage.encoder)
-        self._last_histogram = trainer.global_step
+        self._last_histogram = trainer.global_step if self._last_histogram is None else self._last_histogram
         page = layout(self._terms, self._soft)
         for writer in _writers(trainer):
             writer.add_custom_scalars(page)
@@ -129,7 +137,8 @@ class Inspection(Callback):
             # Past the stage's own `log`: with so many values its bookkeeping would cost more than all the rest.
             for logger in trainer.loggers:
                 logger.log_metrics(dict(_scalars(summaries, self._soft)), step)
-        if self.histogram_every and (step + 1) // self.histogram_every > self._last_histogram // self.histogram_every:
+        last = self._last_histogram or 0
+        if self.histogram_every and (step + 1) // self.histogram_every > last // self.histogram_every:
             self._last_histogram = step + 1
             for writer in _writers(trainer):
                 for task, summary in summaries.items():

@@ -26,6 +26,7 @@ from mulcot.models.loading import (
     load_trained,
     text_config,
 )
+from mulcot.models.origins import check_fits, model_origin
 from mulcot.models.parts import (
     base_model,
     head,
@@ -35,13 +36,12 @@ from mulcot.models.parts import (
     merge_adapter,
     merged_if_exact,
     trained_parameters,
-    trained_state,
     turned_head,
 )
 from mulcot.models.quantisation import Quantise
 from mulcot.models.saving import RowSettings, read_settings, save_model
 from mulcot.models.sharding import gathered, is_sharded, shard
-from mulcot.models.spread import spread_like, whole_on_first
+from mulcot.models.spread import spread_like, whole, whole_on_first
 from mulcot.models.vocabulary import check_head_rows, entry_rows, shared_rows, vocabulary_difference
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "RowSettings",
     "base_model",
     "base_of",
+    "check_fits",
     "check_head_rows",
     "checkpoint_activations",
     "compile_layers",
@@ -74,6 +75,7 @@ __all__ = [
     "logits",
     "merge_adapter",
     "merged_if_exact",
+    "model_origin",
     "picture_features",
     "read_settings",
     "row_form",
@@ -86,9 +88,9 @@ __all__ = [
     "takes_features",
     "text_config",
     "trained_parameters",
-    "trained_state",
     "tree_positions",
     "turned_head",
     "vocabulary_difference",
+    "whole",
     "whole_on_first",
 ]

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mulcot.losses import Head
-from mulcot.models.spread import whole_on_first
 from mulcot.types import InputError
 
 _TURNED_BYTES: Final = 256 * 2**20
@@ -117,8 +116,3 @@ def head_rows(model: nn.Module) -> int:
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that are trained, by name; tied ones once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """What is trained, by name, to be saved: see `whole_on_first`."""
-    return {name: whole_on_first(parameter) for name, parameter in trained_parameters(model).items()}

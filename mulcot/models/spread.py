@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,11 +19,20 @@ def whole_on_first(tensor: Tensor) -> Tensor:
         Without a graph; of one that is spread on the CPU of the first process, and an empty one on the others.
     """
     if isinstance(tensor, DTensor):
-        gathered = cast(DTensor, tensor.detach()).full_tensor()
+        gathered = whole(tensor.detach())
         return gathered.cpu() if torch.distributed.get_rank() == 0 else gathered.new_empty(0)
     found = tensor.detach()
     # A weight that is whole for a while may be a part of the buffer that it was gathered in, which a file would hold.
     return found.clone() if found.untyped_storage().nbytes() > found.nbytes else found
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with all its content on every process; of one that is spread, all of them have to ask at once.
+
+    Args:
+        tensor: spread over processes or not.
+    """
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def spread_like(other: Any, tensor: Tensor) -> Tensor:

@@ -4,7 +4,15 @@ from itertools import chain, pairwise
 import numpy as np
 import pytest
 
-from data_modules.batching import EpochCosts, StepSampler, deal, plan_epoch, step_order, token_batches
+from data_modules.batching import (
+    EpochCosts,
+    PlannedMicroBatch,
+    StepSampler,
+    deal,
+    plan_epoch,
+    step_order,
+    token_batches,
+)
 
 
 def make_costs(count: int, seed: int = 0) -> EpochCosts:
@@ -63,6 +71,23 @@ def test_a_task_without_responses_in_a_step_is_left_out_of_its_tokens() -> None:
 def test_a_step_with_fewer_posts_than_parts_leaves_hands_empty() -> None:
     (step,) = plan_epoch(make_costs(3), 16, 5, seed=0, epoch=0)
     assert sorted(len(part.posts) for part in step) == [0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("length_pool", [1, 3])
+def test_a_resumed_epoch_goes_on_behind_the_steps_that_were_taken(length_pool: int) -> None:
+    whole = list(plan_epoch(COSTS, 16, 4, seed=3, epoch=5, length_pool=length_pool))
+    for first in range(len(whole) + 1):
+        rest = list(plan_epoch(COSTS, 16, 4, seed=3, epoch=5, length_pool=length_pool, first_step=first))
+        assert rest == whole[first:]
+
+    def batches(seen: tuple[int, int], epoch: int) -> list[PlannedMicroBatch]:
+        sampler = StepSampler(lambda _: COSTS, len(COSTS), 16, 2, 1, 2, 3, length_pool, seen)
+        sampler.set_epoch(epoch)
+        assert len(sampler) == 2 * len(whole)  # of the whole epoch, whatever was seen
+        return list(sampler)
+
+    assert batches((5, 2), 5) == batches((0, 0), 5)[4:]
+    assert batches((5, 2), 6) == batches((0, 0), 6)
 
 
 def test_hands_are_balanced_to_within_the_largest_post() -> None:

@@ -45,6 +45,7 @@ def attached(data: MultimodalDataModule, encoder: RowEncoder, *tasks: Task, rank
         soft_label_fingerprint=None,
         pretrained="some/model",
         assistant_encoder=None,
+        finished_posts=lambda: (),
         row_forms=lambda layout, row_tokens: (RowForm(layout, row_tokens, pictures_once=True), RowForm()),
     )
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
@@ -160,6 +161,18 @@ def test_a_rank_without_posts_has_something_to_compute_where_all_must_take_part(
     (rows,) = batch.rows_of_step().values()
     assert len(rows.targets) == 0
     assert rows.inputs["input_ids"].numel() > 0
+
+
+def test_batches_whose_posts_are_all_finished_are_not_asked_again(table: Table, encoder: RowEncoder) -> None:
+    data = attached(MultimodalDataModule(table, eval_batch_size=3), encoder, "reasoning")
+    data._user.predict_kind = "questions"
+    batches = [[post.id for post in batch.posts] for batch in data.predict_dataloader()[0]]
+    assert [len(batch) for batch in batches] == [3, 3, 3, 1]
+    finished = {*batches[0], *batches[2], batches[3][0], batches[1][0]}
+    data._user.finished_posts = lambda: finished
+    assert [[post.id for post in batch.posts] for batch in data.predict_dataloader()[0]] == [batches[1]]
+    data._user.finished_posts = lambda: {*finished, *batches[1]}
+    assert [len(batch.posts) for batch in data.predict_dataloader()[0]] == [0]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import yaml
 
 from mulcot.cli import VERBS, main
+from mulcot.interruptions import Interruptions
 from mulcot.lightning_cli import MulcotCLI
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -29,7 +31,7 @@ class Parsed(MulcotCLI):
 
 
 def parse(*args: str) -> dict:
-    cli = Parsed(args, Path())
+    cli = Parsed(args, Interruptions(), ExitStack())
     return yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))[args[0]]
 
 

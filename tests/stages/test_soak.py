@@ -40,7 +40,7 @@ READ_AND_REFUSED = {"length", "content-filter", "label-outside", "whitespace-loo
 # Imports take seconds: one process has them done and forks for every command, which then leads a process group.
 FORKS = """
 import json, os, sys
-import mulcot.lightning_cli
+import mulcot.stage_process
 from mulcot.cli import main
 for line in sys.stdin:
     pid = os.fork()

@@ -160,35 +160,3 @@ def test_soft_labels_cover_every_response_token_of_the_training_rows(chain: Path
         ]
     assert metrics["tokens"] == sum(tokens(text) for text in texts)
     assert 0 < metrics["kept_mass"] < 1  # 64 ids of some hundreds
-
-
-@pytest.mark.parametrize("adapter", [False, True])
-def test_a_resumed_fit_ends_where_an_undisturbed_one_ends(chain: Path, adapter: bool) -> None:
-    """Full weights, and an adapter whose dropout draws from the generators of which a checkpoint keeps the states."""
-    common = ["--run_dir", chain, "--test_after_fit", "false", "--trainer.num_sanity_val_steps", 0]
-    weights = "model.safetensors"
-    if adapter:
-        lora = json.dumps({"r": 4, "alpha": 8, "dropout": 0.3})
-        common += ["--model.init_args.pretrained", chain / "student", "--model.init_args.lora", lora]
-        weights = "adapter_model.safetensors"
-    assert fit("student.yaml", "--stage", f"whole{adapter}", "--trainer.max_epochs", 2, *common) == 0
-    # The second process takes the first one's last checkpoint as the beginning of the same run.
-    args = ("student.yaml", "--stage", f"halved{adapter}", "--trainer.max_epochs", 2, *common)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stages.student.StudentStage.on_validation_epoch_end", _interrupt_after_first_epoch)
-        with pytest.raises(RuntimeError, match="pulled the plug"):
-            fit(*args)
-    assert not (chain / f"halved{adapter}" / "manifest.json").exists()
-    torch.manual_seed(1234)  # another process would not have the generators where this one left them
-    assert fit(*args) == 0
-    whole, halved = (load_file(chain / f"{stage}{adapter}" / "model" / weights) for stage in ("whole", "halved"))
-    assert whole.keys() == halved.keys()
-    assert all(torch.equal(whole[name], halved[name]) for name in whole)
-
-
-def _interrupt_after_first_epoch(self) -> None:
-    from stages.base import ModelStage
-
-    if self.trainer.current_epoch == 1:
-        raise RuntimeError("pulled the plug")
-    ModelStage.on_validation_epoch_end(self)

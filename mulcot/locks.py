@@ -1,0 +1,54 @@
+"""Locks on folders, so that two processes do not work in one; they end with the process that holds them."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from mulcot.types import InputError
+
+_WITHOUT: Final = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+"""What a network folder without locks answers."""
+
+
+class InUseError(InputError):
+    """Another process works here; trying again later may do."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h
+
+
+@contextmanager
+def locked(path: Path, refusal: str) -> Iterator[int]:
+    """Holds a lock, by a file that is made where it is not there.
+
+    Args:
+        path: The lock's file, which stays; it names the process that held it last.
+        refusal: What to say where another process holds it.
+
+    Yields:
+        Its descriptor: a process that inherits it holds the lock too.
+
+    Raises:
+        InUseError: Another process holds it.
+        OSError: The file cannot be made.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(handle, 200, 0).decode(errors="replace").strip()
+            raise InUseError(refusal + (f" ({holder})" if holder else "")) from error
+        except OSError as error:
+            if error.errno not in _WITHOUT:
+                raise
+        os.truncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+        yield handle
+    finally:
+        os.close(handle)
