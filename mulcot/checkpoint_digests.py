@@ -12,10 +12,10 @@ from typing import IO, Any, Final
 from mulcot.files import write_atomic
 
 DIGESTS: Final = "sha256.json"
-_KEPT: Final = 2
-"""Digests by name: of the file that is there, and of the one that is about to take its place."""
-_verified: set[tuple[str, int, int, int]] = set()
-"""Files whose content was compared in this process, by path, inode, size and time of change."""
+Identity = tuple[int, int, int, int]
+"""Of a file's content, as long as nothing damages the disk: device, inode, size and time of change."""
+_verified: set[Identity] = set()
+"""Files whose content was compared in this process."""
 
 
 class HashedFile:
@@ -58,6 +58,16 @@ class HashedFile:
         return self._hash.hexdigest()
 
 
+def identity(path: Path) -> Identity:
+    """By what a file is known again.
+
+    Raises:
+        OSError: there is none.
+    """
+    state = os.stat(path)
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
+
+
 def read_digests(folder: Path) -> dict[str, list[str]]:
     """The digests that each checkpoint of a folder may have, by name.
 
@@ -72,16 +82,19 @@ def read_digests(folder: Path) -> dict[str, list[str]]:
     return {name: digests for name, digests in found.items() if isinstance(name, str) and _are_digests(digests)}
 
 
-def note_digests(folder: Path, added: Mapping[str, Sequence[str]]) -> None:
+def note_digests(folder: Path, added: Mapping[str, Sequence[str]], present: Mapping[str, str]) -> None:
     """Adds digests, to be called before a file gets its name: a crash in between leaves both files known.
 
     Args:
         folder: of the checkpoints.
         added: the digests that will be right too, by name.
+        present: the digests of files whose present content is known for sure, by name: no other one can be theirs.
     """
     known = read_digests(folder)
-    for name, digests in ((name, digests) for name, digests in added.items() if digests):
-        known[name] = list(dict.fromkeys([*known.get(name, []), *digests]))[-_KEPT:]
+    for name, digests in added.items():
+        may_be = [present[name]] if name in present else known.get(name, [])
+        known[name] = list(dict.fromkeys([*may_be, *digests]))
+    known = {name: digests for name, digests in known.items() if digests}
     write_atomic(folder / DIGESTS, json.dumps(known, indent=1) + "\n")
 
 
@@ -108,14 +121,13 @@ def is_as_written(path: Path) -> bool:
     expected = read_digests(path.parent).get(path.name)
     if not expected:
         return True
-    state = os.stat(path)
-    identity = (str(path.absolute()), state.st_ino, state.st_size, state.st_mtime_ns)
-    if identity in _verified:
+    compared = identity(path)
+    if compared in _verified:
         return True
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found in expected:
-        _verified.add(identity)
+        _verified.add(compared)
     return found in expected
 
 

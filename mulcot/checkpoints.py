@@ -13,7 +13,15 @@ from typing import Any, Final, cast
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
-from mulcot.checkpoint_digests import HashedFile, forget_digests, is_as_written, note_digests, read_digests
+from mulcot.checkpoint_digests import (
+    HashedFile,
+    Identity,
+    forget_digests,
+    identity,
+    is_as_written,
+    note_digests,
+    read_digests,
+)
 from mulcot.types import InputError, MissingInputError
 
 LAST: Final = "last.ckpt"
@@ -33,6 +41,9 @@ class DurableCheckpointIO(CheckpointIO):
     system. Here the temporary file lies beside the final one, is forced to disk and renamed over it, and the folder is
     forced to disk after that. Give it to the Trainer: `plugins=[DurableCheckpointIO()]`.
     """
+
+    def __init__(self) -> None:
+        self._written: dict[Identity, str] = {}  # the digests of files that this object wrote
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write a checkpoint so that `path` holds the old one or the new one at any moment.
@@ -57,7 +68,8 @@ class DurableCheckpointIO(CheckpointIO):
             left.unlink(missing_ok=True)
         temporary = _temporary(target)
         try:
-            _write(checkpoint, temporary, target)
+            digest = _write(checkpoint, temporary, target)
+            self._note(target, digest)
             if target.name == LAST and target.is_file():
                 _keep(target)
             os.replace(temporary, target)
@@ -66,6 +78,7 @@ class DurableCheckpointIO(CheckpointIO):
             if isinstance(error, OSError) and error.errno in NO_ROOM:
                 raise InputError(_no_room(target, checkpoint, error)) from error
             raise
+        self._written[identity(target)] = digest
         _sync_folder(target.parent)
 
     def load_checkpoint(
@@ -93,6 +106,16 @@ class DurableCheckpointIO(CheckpointIO):
             with contextlib.suppress(FileNotFoundError):
                 target.unlink()
             forget_digests(target.parent, target.name)
+
+    def _note(self, target: Path, digest: str) -> None:
+        """Makes a new content known before it gets its name, and the last checkpoint's as the previous one's."""
+        places = [target, target.with_name(PREVIOUS)] if target.name == LAST else [target]
+        known = [(path.name, self._written.get(identity(path))) for path in places if path.is_file()]
+        present = {name: found for name, found in known if found is not None}
+        added = {target.name: [digest]}
+        if target.name == LAST:
+            added[PREVIOUS] = [present[LAST]] if LAST in present else read_digests(target.parent).get(LAST, [])
+        note_digests(target.parent, added, present)
 
 
 def newest_good(paths: Iterable[Path]) -> tuple[Path | None, list[str]]:
@@ -148,7 +171,8 @@ def _load(source: Path, map_location: Any, mmap: bool = False) -> dict[str, Any]
     return checkpoint
 
 
-def _write(checkpoint: dict[str, Any], temporary: Path, target: Path) -> None:
+def _write(checkpoint: dict[str, Any], temporary: Path, target: Path) -> str:
+    """Writes a file that is not there yet; the SHA-256 of its content."""
     # os.open rather than mkstemp: the file gets the permissions that the umask gives, not 0600.
     handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     with os.fdopen(handle, "wb") as file:
@@ -166,10 +190,7 @@ def _write(checkpoint: dict[str, Any], temporary: Path, target: Path) -> None:
         raise TypeError(
             f"{target}: the checkpoint would hold {', '.join(sorted(unsafe))}, which cannot be loaded safely"
         )
-    added = {target.name: [hashed.digest]}
-    if target.name == LAST:
-        added[PREVIOUS] = read_digests(target.parent).get(LAST, [])[-1:]
-    note_digests(target.parent, added)
+    return hashed.digest
 
 
 def _keep(last: Path) -> None:

@@ -72,7 +72,7 @@ class MulcotCLI(LightningCLI):
     Args:
         args: the command line without the program's name.
         interruptions: tells of signals.
-        resources: holds the stage's folder until the process is done with it.
+        resources: holds the stage's folder, or the one of a `fast_dev_run`, until the process is done with it.
     """
 
     def __init__(self, args: Sequence[str], interruptions: Interruptions, resources: ExitStack) -> None:
@@ -158,9 +158,9 @@ class MulcotCLI(LightningCLI):
         check_stage_name(str(self._get(self.config, "stage")))
         self.allowed = check_allowed(self._get(self.config, "allow_changed"))
         if self._get(self.config, "trainer.fast_dev_run"):
-            self._scratch = TemporaryDirectory(prefix="mulcot-")  # gone with this object
+            scratch = self.resources.enter_context(TemporaryDirectory(prefix="mulcot-"))
             given = self.config[str(self.subcommand)]
-            given["stage_dir"] = given["model.init_args.stage_dir"] = Path(self._scratch.name)
+            given["stage_dir"] = given["model.init_args.stage_dir"] = Path(scratch)
         self.folder = StageFolder(self.stage_dir)
         # A stage that was to start anew has started, when one of its processes died.
         self.fresh = bool(self._get(self.config, "fresh")) and not started_again()

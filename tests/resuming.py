@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mulcot.cli import main
 
 HERE = Path(__file__).parent
 QUICK = ("--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "1")
@@ -96,9 +100,10 @@ def strike(hook: str, **init_args: Any) -> tuple[str, str]:
 
 # Imports take seconds: one process has them done and forks for every command, which then leads a process group.
 _FORKS = """
-import json, os, sys
+import json, os, signal, sys
 import mulcot.stage_process, stages, mulcot.models
 from mulcot.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 for line in sys.stdin:
     pid = os.fork()
     if pid == 0:
@@ -178,6 +183,34 @@ def fit(chain: Path, stage: str, *args: object, adapter: bool = False, workers: 
         options |= {"model.init_args.pretrained": chain / "student", "model.init_args.lora": LORA}
     flags = [word for name, value in options.items() for word in (f"--{name}", value)]
     return ["fit", "--config", "student.yaml", *QUICK, *flags, *args]
+
+
+def run(command: list[object]) -> int:
+    """Runs a command in this process; its exit code."""
+    return main([str(word) for word in command])
+
+
+def step_of(path: Path) -> int:
+    """The optimizer steps behind a checkpoint."""
+    return int(torch.load(path, weights_only=True, mmap=True)["global_step"])
+
+
+def begun(chain: Path, stage: str, *args: object, adapter: bool = False) -> Path:
+    """A fit that was saved at its third and sixth step and broke off in the seventh, between its micro-batches."""
+    plug = strike("on_train_batch_start", step=6, batch=13, number=0)
+    with pytest.raises(RuntimeError, match="pulled the plug"):
+        run(fit(chain, stage, *plug, *args, adapter=adapter))
+    folder = chain / stage
+    assert [step_of(folder / "checkpoints" / name) for name in ("previous.ckpt", "last.ckpt")] == [3, 6]
+    assert not (folder / "manifest.json").exists()
+    return folder
+
+
+def copied(stage: Path, name: str) -> Path:
+    """A stage with another name in its run."""
+    target = stage.with_name(name)
+    shutil.copytree(stage, target)
+    return target
 
 
 def logged(stage: Path) -> dict[str, dict[int, set[float]]]:

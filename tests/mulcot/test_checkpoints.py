@@ -297,6 +297,35 @@ def test_digests_are_those_of_other_tools_and_may_be_missing(plugin: DurableChec
     plugin.remove_checkpoint(tmp_path / "best.ckpt")
 
 
+def test_processes_that_end_just_before_the_file_gets_its_name_leave_a_known_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
+    for step in (1, 2):
+        DurableCheckpointIO().save_checkpoint(state(step), last)
+    replace = os.replace
+
+    def end(source: Path, target: Path) -> None:
+        if target == last:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    for step in range(3, 8):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", end)
+            with pytest.raises(KeyboardInterrupt):
+                DurableCheckpointIO().save_checkpoint(state(step), last)
+        assert read_checkpoint(last)["global_step"] == 2
+        assert read_checkpoint(previous)["global_step"] == 2
+    plugin = DurableCheckpointIO()
+    for step in (8, 9, 10):
+        plugin.save_checkpoint(state(step), last)
+        assert read_checkpoint(last)["global_step"] == step
+        assert read_checkpoint(previous)["global_step"] == (step - 1 if step > 8 else 2)
+    known = json.loads((tmp_path / "sha256.json").read_text())
+    assert [len(known[name]) for name in ("last.ckpt", "previous.ckpt")] == [2, 2]
+
+
 def test_a_full_disk_keeps_the_earlier_checkpoint_and_names_both_sizes(
     plugin: DurableCheckpointIO, tmp_path: Path
 ) -> None:

@@ -5,11 +5,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mulcot.interruptions import SIGNALS, Interrupted, Interruptions, requeue
+
+
+@pytest.fixture(autouse=True)
+def _heeded() -> Iterator[None]:
+    """SIGINT is not ignored, as it is in a shell's background jobs."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +58,7 @@ def test_a_second_ctrl_c_ends_a_process_that_holds() -> None:
     script = """
 import os, signal, time
 from mulcot.interruptions import Interruptions
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with Interruptions() as interruptions:
     interruptions.held = True
     os.kill(os.getpid(), signal.SIGINT)
