@@ -148,7 +148,19 @@ class TrainingSet(Dataset[MicroBatch]):
         tasks = self.collator.tasks(rows)
         self.collator.trim_pictures()
         self._check_size(tasks)
-        return MicroBatch(tasks, dict(plan.step_tokens), tuple(post.id for post in posts))
+        idle = None if posts else self._idle()
+        return MicroBatch(tasks, dict(plan.step_tokens), tuple(post.id for post in posts), idle)
+
+    def _idle(self) -> RowBatch:
+        """One row of the first post that has any; see `MicroBatch.idle`."""
+        task, index = next(
+            (task, index)
+            for index in range(len(self.posts))
+            for task in self.posts.tasks
+            if self.posts.responses(index, task)
+        )
+        row = self.posts.row(self.posts.encoded[index], index, task, self.posts.responses(index, task)[0])
+        return self.collator.tasks({task: [row]})[task]
 
     def _check_size(self, tasks: Mapping[Task, RowBatch]) -> None:
         distinct = {id(rows.inputs): rows.inputs for rows in tasks.values()}  # tasks may share theirs

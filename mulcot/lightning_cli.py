@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -40,8 +39,9 @@ from mulcot.config_overlays import NamedConfigFile, with_nulls_kept, with_values
 from mulcot.files import write_atomic
 from mulcot.ground import FORMAT, check_allowed, ground_of
 from mulcot.interruptions import Interruptions
+from mulcot.launching import check_processes, end_others, leave_used_store, started_again
 from mulcot.manifests import command_key, input_digests, package_versions, recorded_name
-from mulcot.models import MODEL_FOLDER, find_model, load_trained
+from mulcot.models import MODEL_FOLDER, find_model, is_sharded, load_trained
 from mulcot.ranges import TRAINER, Seed, check_number, check_ranges
 from mulcot.resuming import find_resumed
 from mulcot.stage_folder import METRICS, StageFolder, check_stage_name
@@ -157,7 +157,7 @@ class MulcotCLI(LightningCLI):
         return Path(self._get(self.config, "stage_dir"))
 
     def before_instantiate_classes(self) -> None:
-        """Refuses to run over a finished stage, before anything is loaded; a `fast_dev_run` leaves nothing behind."""
+        """Finds the stage's folder; a `fast_dev_run` leaves nothing behind."""
         self.key = command_key(self.argv)
         check_stage_name(str(self._get(self.config, "stage")))
         self.allowed = check_allowed(self._get(self.config, "allow_changed"))
@@ -166,9 +166,8 @@ class MulcotCLI(LightningCLI):
             given = self.config[str(self.subcommand)]
             given["stage_dir"] = given["model.init_args.stage_dir"] = Path(scratch)
         self.folder = StageFolder(self.stage_dir)
-        fresh = self._get(self.config, "fresh")
-        if self.subcommand in ("fit", "predict") and is_first_process() and not fresh:
-            self.folder.refuse_finished()
+        # A stage that was to start anew has started, when one of its processes died.
+        self.fresh = bool(self._get(self.config, "fresh")) and not started_again()
 
     def _check_numbers(self, config: Any) -> None:
         """Refuses numbers that the trainer and the random generators could not work with."""
@@ -179,7 +178,7 @@ class MulcotCLI(LightningCLI):
                 raise with_place(refusal, self.argv) from refusal
 
     def instantiate_classes(self) -> None:
-        """As in the base class; what a constructor refuses leaves as one line."""
+        """As in the base class; what a constructor refuses leaves as one line, and so does a stage that is finished."""
         refusals: list[InputError] = []
 
         def construct(class_type: type[Made], *args: Any, **kwargs: Any) -> Made:
@@ -200,6 +199,10 @@ class MulcotCLI(LightningCLI):
                 raise with_place(InputError(f"trainer: {first_line(error)}"), self.argv) from error
             explained = InputError(explain_config_error(error, self.argv, self.parser))
             raise with_place(explained, self.argv) from error
+        check_processes(self.trainer)
+        leave_used_store()
+        if self.subcommand in ("fit", "predict") and self.trainer.is_global_zero and not self.fresh:
+            self.folder.refuse_finished()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds what no overlay may drop: loss terms, inspection, checkpoints, progress, durable saving."""
@@ -241,6 +244,14 @@ class MulcotCLI(LightningCLI):
 
     # -- what happens around a verb ---------------------------------------------------------------------------------
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """As in the base class; an error of this process ends those that it started."""
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            end_others(self.trainer)
+            raise
+
     def before_fit(self) -> None:
         """Resumes an unfinished stage of the same configuration."""
         if isinstance(self.model, TeacherStage):
@@ -248,12 +259,13 @@ class MulcotCLI(LightningCLI):
         self._begin()
         self.model.origin = {"format": FORMAT, "ground": self._ground(), "versions": package_versions()}
         named = self.config_init["fit"].get("ckpt_path")
-        paths = [Path(named)] if named else self.folder.checkpoints
+        # What lies there when a stage starts anew is about to be removed by the first process.
+        paths = [Path(named)] if named else [] if self.fresh else self.folder.checkpoints
         resumed = find_resumed(paths, self.model.origin["ground"], self.allowed, named=named is not None)
         if resumed is not None:
             self.config_init["fit"]["ckpt_path"] = str(resumed.path)
             self.datamodule.begins_epoch_anew = resumed.begins_epoch_anew
-            if is_first_process():
+            if self.trainer.is_global_zero:
                 print(f"going on from step {resumed.step}, saved in {resumed.path}")
 
     def _ground(self) -> dict[str, dict[str, Any]]:
@@ -268,6 +280,9 @@ class MulcotCLI(LightningCLI):
         if self.trainer.interrupted or self._get(self.config, "trainer.fast_dev_run"):
             return
         stage = cast(ModelStage, self.model)
+        if stage.model is not None and is_sharded(stage.model):  # what follows takes whole weights
+            stage.model = None
+            stage.configure_model()
         best = self._load_weights(stage, self.folder.best)
         if self.trainer.is_global_zero:
             stage.export(self.stage_dir / MODEL_FOLDER)
@@ -369,7 +384,7 @@ class MulcotCLI(LightningCLI):
     def _list_bad_rows(self) -> bool:
         """Writes the wrong rows that were met so far; whether there were any."""
         log = self.datamodule.log_of_rows
-        if log.bad and is_first_process():
+        if log.bad and self.trainer.is_global_zero:
             log.write(self.stage_dir / BAD_ROWS)
         return bool(log.bad)
 
@@ -387,15 +402,10 @@ class MulcotCLI(LightningCLI):
         self.inputs = input_digests(self.stage_dir, [path for path in paths if path.exists()])
         if isinstance(self.model, ModelStage):
             self.model.inputs = self.inputs
-        if is_first_process():
+        if self.trainer.is_global_zero:
             self.resources.enter_context(self.folder.held())
-            self.folder.begin(self.key, fresh=bool(self._get(self.config, "fresh")))
+            self.folder.begin(self.key, fresh=self.fresh)
         self._list_bad_rows()
-
-
-def is_first_process() -> bool:
-    """Whether this process decides what happens to files; under DDP the others are launched with the same arguments."""
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def first_line(error: Exception) -> str:

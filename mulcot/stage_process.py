@@ -14,12 +14,13 @@ from typing import Final
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from transformers.utils import logging as transformers_logging
 
 from mulcot.checkpoints import NO_ROOM
 from mulcot.config_errors import with_place
 from mulcot.interruptions import Interrupted, Interruptions, requeue
-from mulcot.lightning_cli import MulcotCLI, first_line, is_first_process
+from mulcot.lightning_cli import MulcotCLI, first_line
 from mulcot.types import InputError
 
 _ALLOCATORS: Final = ("can't allocate memory", "out of memory", "failed to allocate memory", "Cannot allocate memory")
@@ -37,6 +38,7 @@ def run_stage(argv: Sequence[str]) -> int:
     warnings.filterwarnings("ignore", message="It is recommended to use `self.log")  # what is logged is of all ranks
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec")  # lightning 2.6.6 on the newest torch
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft on the newest transformers
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # no one writes into it
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     transformers_logging.disable_progress_bar()
     # A class of the user's own lies beside the configuration, and never hides an installed package.
@@ -71,7 +73,7 @@ def run_stage(argv: Sequence[str]) -> int:
 
 def _requeue() -> None:
     """Has SLURM start the job again, unless `mulcot run` does so for all its steps."""
-    if is_first_process() and "MULCOT_CHAIN" not in os.environ:
+    if getattr(rank_zero_only, "rank", 0) == 0 and "MULCOT_CHAIN" not in os.environ:
         requeue()
 
 

@@ -27,13 +27,15 @@ from mulcot.models import (
     checkpoint_activations,
     compile_layers,
     find_model,
+    is_sharded,
     load_model,
     load_processor,
     model_origin,
     row_form,
     save_model,
     shared_refusal,
-    trained_state,
+    trained_parameters,
+    whole_on_first,
 )
 from mulcot.predictions import FIT_PREDICTIONS, Prediction, write_predictions
 from mulcot.ranges import Count, Labels, NonNegative, Side
@@ -235,7 +237,7 @@ class ModelStage(LightningModule):
     def on_fit_start(self) -> None:
         """Collects the loss terms and checks that they can be computed, before the first step."""
         assert self.model is not None
-        if any(weight.dtype != torch.float32 for weight in trained_state(self.model).values()):
+        if any(weight.dtype != torch.float32 for weight in trained_parameters(self.model).values()):
             raise InputError(
                 "model.init_args.dtype=bfloat16 would train bf16 weights, whose updates round away: keep float32 (with "
                 "--trainer.precision=bf16-mixed), or train an adapter (model.init_args.lora)"
@@ -265,13 +267,15 @@ class ModelStage(LightningModule):
         assert self.objective is not None
         self.objective.begin_step(self.progress)
         watching = [inspection for inspection in self._inspections if inspection.is_due(self.trainer)]
-        total, passes = self._zero(), Passes()
-        for task, rows in batch.tasks.items():
+        # Where weights are spread over processes, all make the same passes, whatever they have to learn from them.
+        spread = is_sharded(self.model)
+        total, passes = torch.zeros((), device=self.device) if spread else self._zero(), Passes()
+        for task, rows in (batch.rows_of_step() if spread else batch.tasks).items():
             loss = self.objective.task_loss(
                 self.model, task, rows, batch.step_tokens[task], inspect=bool(watching), passes=passes
             )
             self._step_losses.add_task(loss)
-            for inspection in watching:
+            for inspection in watching if task in batch.tasks else ():
                 inspection.observe(self, loss)
             total = total + self.task_weights[task] * loss.total
         self._step_losses.add("loss/total", total)
@@ -310,7 +314,7 @@ class ModelStage(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what is trained, and says what it was trained from."""
-        checkpoint["state_dict"] = self._trained()
+        checkpoint["state_dict"] = {name: whole_on_first(weight) for name, weight in trained_parameters(self).items()}
         checkpoint["mulcot"] = {
             **model_origin(self.pretrained, self.lora, self.freeze_vision),
             **{"labels": list(self.labels), "image_size": self.image_size and list(self.image_size)},
@@ -321,12 +325,7 @@ class ModelStage(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses what was trained on another model."""
-        check_fits(checkpoint["state_dict"], self._trained())
-
-    def _trained(self) -> dict[str, Tensor]:
-        assert self.model is not None
-        parts = {"model": self.model, "projections": self.projections}
-        return {f"{name}.{key}": value for name, part in parts.items() for key, value in trained_state(part).items()}
+        check_fits(checkpoint["state_dict"], trained_parameters(self))
 
     # -- evaluation -------------------------------------------------------------------------------------------------
 

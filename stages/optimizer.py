@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
+from mulcot.models import whole
 from mulcot.ranges import Natural, NonNegative, Positive, Share, ShareBelowOne
 
 
@@ -81,7 +82,9 @@ class Gradients:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        self.norm = torch.nn.utils.get_total_norm([weight.grad for weight in self._weights if weight.grad is not None])
+        gradients = [weight.grad for weight in self._weights if weight.grad is not None]
+        self._norm = torch.nn.utils.get_total_norm(gradients)  # each process knows its part, where weights are spread
+        self.norm = whole(self._norm)
         """Of all of them together, a scalar; NaN or infinite where one of them is."""
 
     def clip(self, limit: float, algorithm: str | None) -> None:
@@ -94,7 +97,7 @@ class Gradients:
         if algorithm == "value":
             torch.nn.utils.clip_grad_value_(self._weights, limit)
         else:
-            torch.nn.utils.clip_grads_with_norm_(self._weights, limit, self.norm)
+            torch.nn.utils.clip_grads_with_norm_(self._weights, limit, self._norm)
 
     def wrong(self, names: Iterable[tuple[str, nn.Parameter]]) -> list[str]:
         """The weights whose gradients are not all finite numbers.
@@ -103,7 +106,9 @@ class Gradients:
             names: the weights by name.
         """
         return [
-            name for name, weight in names if weight.grad is not None and not bool(torch.isfinite(weight.grad).all())
+            name
+            for name, weight in names
+            if weight.grad is not None and not bool(torch.isfinite(whole(weight.grad)).all())
         ]
 
 

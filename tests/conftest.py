@@ -49,6 +49,30 @@ def architectures() -> ModuleType:
     return _module("architectures")
 
 
+@pytest.fixture(scope="session")
+def ranks() -> ModuleType:
+    """The module tests/ranks.py: several processes, and what they leave."""
+    return _module("ranks")
+
+
+@pytest.fixture(scope="session")
+def few_posts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory like `embedded`, with numbers of posts that two processes cannot share evenly."""
+    folder = tmp_path_factory.mktemp("few") / "run"
+    run("demo-posts", "--out", folder / "posts", "--train", "48", "--val", "1", "--test", "7")
+    run("predict", "--config", "teacher.yaml", "--run_dir", folder, "--trainer.enable_progress_bar", "false")
+    corpus = f'["{folder}/teacher/rationales-train.jsonl", "{folder}/posts/posts/train.jsonl"]'
+    run("tiny-models", "--out", folder / "models", "--corpus", corpus)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fitted(few_posts: Path, ranks: ModuleType) -> Path:
+    """The stage of a fit of fifty steps by one process."""
+    run(*ranks.fit(few_posts, "one", *ranks.FIFTY))
+    return few_posts / "one"
+
+
 def _module(name: str) -> ModuleType:
     """A module of this folder, which is no package to import from."""
     folder = str(CHECKOUT / "tests")

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from mulcot.callbacks.task_loss import TaskLoss
-from mulcot.models import Passes
+from mulcot.models import Passes, gathered
 from mulcot.rows import MicroBatch, RowBatch
 from mulcot.types import Task
 
@@ -87,7 +87,7 @@ class HeldOutLosses(Callback):
         training = [module for module in pl_module.modules() if module.training]
         pl_module.eval()
         # The loader draws a seed for its workers: that too must leave training as it would be without.
-        with isolate_rng(), torch.no_grad(), trainer.precision_plugin.forward_context():
+        with isolate_rng(), torch.no_grad(), trainer.precision_plugin.forward_context(), gathered(stage.model):
             for batch in self._batches:
                 _add(sums, self._objective, stage.model, batch.to(pl_module.device))
         for module in training:

@@ -36,11 +36,13 @@ from mulcot.models.parts import (
     logits,
     merge_adapter,
     merged_if_exact,
-    trained_state,
+    trained_parameters,
     turned_head,
 )
 from mulcot.models.quantisation import Quantise
 from mulcot.models.saving import RowSettings, read_settings, save_model
+from mulcot.models.sharding import gathered, is_sharded, shard
+from mulcot.models.spread import spread_like, whole, whole_on_first
 from mulcot.models.vocabulary import check_head_rows, entry_rows, shared_rows, vocabulary_difference
 
 __all__ = [
@@ -62,11 +64,13 @@ __all__ = [
     "compile_layers",
     "entry_rows",
     "find_model",
+    "gathered",
     "head",
     "head_parts",
     "head_rows",
     "hidden_layers",
     "hidden_states",
+    "is_sharded",
     "load_model",
     "load_processor",
     "load_trained",
@@ -79,12 +83,16 @@ __all__ = [
     "row_form",
     "run_body",
     "save_model",
+    "shard",
     "shared_refusal",
     "shared_rows",
+    "spread_like",
     "takes_features",
     "text_config",
-    "trained_state",
+    "trained_parameters",
     "tree_positions",
     "turned_head",
     "vocabulary_difference",
+    "whole",
+    "whole_on_first",
 ]

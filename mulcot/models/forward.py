@@ -13,6 +13,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 from mulcot.models.attention import BLOCK_ATTENTION
 from mulcot.models.parts import base_model
+from mulcot.models.sharding import within
 from mulcot.rows import Inputs, Layout, RowForm
 from mulcot.types import InputError
 
@@ -50,7 +51,7 @@ def hidden_states(model: nn.Module, inputs: Inputs) -> Tensor:
         model: the model.
         inputs: see `mulcot.rows.Inputs`.
     """
-    return cast(Tensor, run_body(model, inputs, use_cache=False).last_hidden_state)
+    return within(model, lambda: cast(Tensor, run_body(model, inputs, use_cache=False).last_hidden_state))
 
 
 def hidden_layers(model: nn.Module, inputs: Inputs) -> tuple[Tensor, ...]:
@@ -60,11 +61,13 @@ def hidden_layers(model: nn.Module, inputs: Inputs) -> tuple[Tensor, ...]:
         model: the model.
         inputs: see `mulcot.rows.Inputs`.
     """
-    return tuple(run_body(model, inputs, use_cache=False, output_hidden_states=True).hidden_states)
+    return within(
+        model, lambda: tuple(run_body(model, inputs, use_cache=False, output_hidden_states=True).hidden_states)
+    )
 
 
 def run_body(model: nn.Module, inputs: Inputs, **options: Any) -> Any:
-    """What the body of a model gives for rows.
+    """What the body of a model gives for rows; weights that are spread over processes must be `gathered`.
 
     Args:
         model: the model.

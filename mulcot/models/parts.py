@@ -113,6 +113,6 @@ def head_rows(model: nn.Module) -> int:
     return int(cast(Tensor, head(model).weight).shape[0])
 
 
-def trained_state(model: nn.Module) -> dict[str, Tensor]:
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that are trained, by name; tied ones once."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -92,6 +92,15 @@ class RowBatch:
             first += count
         return cuts
 
+    def without_responses(self) -> RowBatch:
+        """The same sequences with nothing to learn, for a process that has no row of a task and must take part in it.
+
+        They are computed as rows of this task would be: with those of the other tasks in the shared layout, by
+        themselves in the paired one.
+        """
+        nothing = self.parts([0])[0]
+        return nothing if self.is_shared else replace(nothing, inputs=dict(nothing.inputs))
+
     def _part(self, first: int, last: int) -> RowBatch:
         before, tokens = (sum(len(row.response_ids) for row in self.rows[:at]) for at in (first, last))
         mine = slice(before, tokens)
@@ -124,11 +133,22 @@ class MicroBatch:
     """Response tokens of the whole optimizer step by task: over all micro-batches and ranks."""
     post_ids: tuple[str, ...] = ()
     """The posts in it."""
+    idle: RowBatch | None = None
+    """Some rows to compute where there are no posts and the model is spread over processes; nothing is learnt there."""
 
     def to(self, device: Any, **kwargs: Any) -> MicroBatch:
         """The same batch on another device."""
         moved = _Moved(device, kwargs)
-        return replace(self, tasks={task: moved.rows(rows) for task, rows in self.tasks.items()})
+        idle = None if self.idle is None else moved.rows(self.idle)
+        return replace(self, tasks={task: moved.rows(rows) for task, rows in self.tasks.items()}, idle=idle)
+
+    def rows_of_step(self) -> dict[Task, RowBatch]:
+        """The rows of every task of the optimizer step; of one without any those of another, with nothing to learn."""
+        spare = next(iter(self.tasks.values()), self.idle)
+        assert spare is not None
+        return {
+            task: self.tasks[task] if task in self.tasks else spare.without_responses() for task in self.step_tokens
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,47 @@ def test_every_question_is_on_one_rank_and_no_rank_goes_without_while_there_are_
     assert sorted(map(len, asked)) == {1: [10], 2: [5, 5], 10: [1] * 10, 11: [0, *[1] * 10]}[ranks]
 
 
+@pytest.mark.parametrize("size", [1, 3, 100])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+def test_seven_posts_are_each_on_one_rank_whatever_is_done_with_them(
+    tmp_path: Path, table: Table, encoder: RowEncoder, ranks: int, size: int
+) -> None:
+    """Validation, test and all that `predict` does: soft labels, sampled rationales, a teacher's."""
+    splits = {split: tmp_path / f"{split}.jsonl" for split in ("train", "val", "test")}
+    for split in ("val", "test"):
+        splits[split].write_text(splits["train"].read_text().replace('"id": "p', f'"id": "{split}'))
+    found: dict[str, list[str]] = {}
+    for rank in range(ranks):
+        data = MultimodalDataModule(Table(splits, tmp_path), eval_batch_size=size, limit=7)
+        attached(data, encoder, "reasoning", "classification", rank=rank, ranks=ranks)
+        loaders = {"val": data.val_dataloader(), "test": data.test_dataloader()}
+        for kind in ("responses", "questions", "posts"):
+            data._user.predict_kind = kind
+            loaders[kind] = data.predict_dataloader()[0]
+        for name, loader in loaders.items():
+            assert len(loader) > 0
+            for batch in loader:
+                posts = batch if name == "posts" else getattr(batch, "posts", None)
+                ids = [row.post.id for row in rows_of(batch)] if posts is None else [post.id for post in posts]
+                found.setdefault(name, []).extend(ids)
+    assert found.keys() == {"val", "test", "responses", "questions", "posts"}
+    for name, ids in found.items():
+        first = name if name in splits else "p"
+        assert sorted(ids) == [f"{first}{number}" for number in range(7)], name
+
+
+def test_a_rank_without_posts_has_something_to_compute_where_all_must_take_part(
+    table: Table, encoder: RowEncoder
+) -> None:
+    data = attached(MultimodalDataModule(table, posts_per_step=1), encoder, "classification", rank=1, ranks=2)
+    batch = next(iter(data.train_dataloader()))
+    assert batch.post_ids == ()
+    assert batch.tasks == {}
+    (rows,) = batch.rows_of_step().values()
+    assert len(rows.targets) == 0
+    assert rows.inputs["input_ids"].numel() > 0
+
+
 def test_batches_whose_posts_are_all_finished_are_not_asked_again(table: Table, encoder: RowEncoder) -> None:
     data = attached(MultimodalDataModule(table, eval_batch_size=3), encoder, "reasoning")
     data._user.predict_kind = "questions"

@@ -21,7 +21,7 @@ from mulcot.models import (
     load_model,
     load_processor,
     read_settings,
-    trained_state,
+    trained_parameters,
 )
 from mulcot.models.parts import vision_parameters
 from mulcot.models.tiny import SIZES, SPECIAL_TOKENS, build_pair, train_tokenizer
@@ -278,7 +278,7 @@ def test_a_checkpoint_that_lacks_a_trained_weight_is_refused(pair: Path, tmp_pat
 def test_an_adapter_goes_on_the_weights_of_a_checkpoint(pair: Path, tmp_path: Path) -> None:
     made = checkpoint_of(pair / "student", tmp_path / "full.ckpt")
     adapted = load_model(str(tmp_path / "full.ckpt"), lora=Lora(r=2))
-    assert all("lora_" in name for name in trained_state(adapted))
+    assert all("lora_" in name for name in trained_parameters(adapted))
     assert_same(adapted, made)  # a new adapter changes nothing
 
 

@@ -22,7 +22,7 @@ from mulcot.models import (
     load_processor,
     merge_adapter,
     save_model,
-    trained_state,
+    trained_parameters,
 )
 from mulcot.models.saving import RowSettings
 from mulcot.models.tiny import build_pair
@@ -98,7 +98,7 @@ def test_the_language_model_alone_shrinks(pair: Path, form: Quantise) -> None:
         )
     }
     assert {value.dtype for name, value in base.named_parameters() if name not in small} == {torch.float32}
-    assert all("lora_" in name for name in trained_state(model))
+    assert all("lora_" in name for name in trained_parameters(model))
     whole = load_model(str(pair / "student"))
     assert torch.equal(head_parts(model).weight, head_parts(whole).weight)
     assert_rounded(model, whole, form)
@@ -133,7 +133,7 @@ def test_gradients_are_those_of_the_weights_that_it_stands_for_also_after_an_eva
             )
         exact = form == "4bit" and compute == "float32"  # 8 bits round the inputs, too
         assert difference(*gradients) < (1e-4 if exact else 0.05)
-        assert gradients[0].numel() == sum(value.numel() for value in trained_state(mine).values())
+        assert gradients[0].numel() == sum(value.numel() for value in trained_parameters(mine).values())
         with torch.no_grad():
             hidden(mine.eval())
 
@@ -152,7 +152,7 @@ def test_a_saved_adapter_names_the_whole_base_and_needs_no_bitsandbytes(
     # It trains on, on small weights again.
     again = load_model(str(tmp_path / "adapter"), quantise="4bit")
     assert torch.equal(hidden(again.eval()), hidden(model.eval()))
-    assert trained_state(again).keys() == trained_state(model).keys()
+    assert trained_parameters(again).keys() == trained_parameters(model).keys()
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     loaded = load_model(str(tmp_path / "adapter"))
     merged = hidden(merge_adapter(load_model(str(tmp_path / "adapter"))).eval())

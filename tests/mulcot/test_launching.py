@@ -1,0 +1,120 @@
+"""Who is first among the processes of a stage, which of them are refused, and where those that start again meet."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from lightning import Trainer
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from torch.distributed import TCPStore
+
+from mulcot.launching import check_processes, leave_used_store, started_again
+from mulcot.types import InputError
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+SRUN = {
+    "SLURM_NTASKS": "4",
+    "SLURM_NTASKS_PER_NODE": "2",
+    "SLURM_JOB_NAME": "mulcot",
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NUM_TASKS": "4",
+}
+TABLE = {
+    "alone": ({}, True),
+    "torchrun, first": (TORCHRUN | {"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}, True),
+    "torchrun, second process": (TORCHRUN | {"RANK": "1", "LOCAL_RANK": "1", "GROUP_RANK": "0"}, False),
+    "torchrun, first of the second machine": (TORCHRUN | {"RANK": "2", "LOCAL_RANK": "0", "GROUP_RANK": "1"}, False),
+    "lightning, second process": ({"LOCAL_RANK": "1", "NODE_RANK": "0", "WORLD_SIZE": "4"}, False),
+    "lightning, first of the second machine": ({"NODE_RANK": "1"}, False),
+    "srun, first": (SRUN | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}, True),
+    "srun, second process": (SRUN | {"SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_NODEID": "0"}, False),
+    "srun, first of the second machine": (
+        SRUN | {"SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "1"},
+        False,
+    ),
+    "torchrun below srun, one each a machine": (
+        SRUN
+        | TORCHRUN
+        | {"SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_NODEID": "1"}
+        | {"RANK": "2", "LOCAL_RANK": "0", "GROUP_RANK": "1"},
+        False,
+    ),
+}
+
+
+@pytest.fixture
+def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Without the environment of whoever started the tests; Lightning keeps the rank in a global."""
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    return monkeypatch
+
+
+def trainer(**given: object) -> Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return Trainer(**{"accelerator": "cpu", "enable_model_summary": False} | quiet | given)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:.*does not match the number of nodes.*")
+@pytest.mark.parametrize("case", TABLE)
+def test_one_process_of_all_machines_is_first(clean: pytest.MonkeyPatch, case: str) -> None:
+    """It alone empties the stage's folder and writes its files: `MulcotCLI` asks the trainer before any is launched."""
+    environment, is_first = TABLE[case]
+    for name, value in environment.items():
+        clean.setenv(name, value)
+    asked = trainer(devices=2, num_nodes=2, strategy="ddp")
+    assert asked.is_global_zero == is_first
+    check_processes(asked)
+
+
+@pytest.mark.parametrize("environment", [TORCHRUN, SRUN])
+def test_processes_that_do_not_know_of_each_other_are_refused(environment: dict[str, str]) -> None:
+    by = "torchrun" if environment is TORCHRUN else "srun"
+    expected = f"{by} started 4 processes and trainer.devices x trainer.num_nodes is 1: give --trainer.devices"
+    with pytest.raises(InputError, match=expected):
+        check_processes(trainer(devices=1), environment)
+    check_processes(trainer(devices=1), {})
+    check_processes(trainer(devices=1), {"SLURM_NTASKS": "4"})  # in a batch script, without srun
+
+
+def test_only_a_restart_is_one() -> None:
+    assert not started_again({})
+    assert not started_again({"TORCHELASTIC_RESTART_COUNT": "0"})
+    assert started_again({"TORCHELASTIC_RESTART_COUNT": "1"})
+
+
+def test_processes_that_start_again_meet_elsewhere() -> None:
+    """The store of torchrun still holds addresses of the processes that died."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    found: list[dict[str, str]] = [{}, {}]
+
+    def start(rank: int, restarts: int, machines: int = 1) -> None:
+        environment = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RESTART_COUNT": str(restarts),
+            "GROUP_WORLD_SIZE": str(machines),
+            "RANK": str(rank),
+        }
+        leave_used_store(environment)
+        found[rank] = environment
+
+    ports = {store.port}
+    for restarts in (1, 2):
+        threads = [threading.Thread(target=start, args=(rank, restarts)) for rank in (1, 0)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=30)
+        assert found[0]["MASTER_PORT"] == found[1]["MASTER_PORT"]
+        assert {each["TORCHELASTIC_USE_AGENT_STORE"] for each in found} == {"False"}
+        ports.add(int(found[0]["MASTER_PORT"]))
+    assert len(ports) == 3
+    for restarts, machines in ((0, 1), (1, 2)):
+        start(0, restarts, machines)
+        assert found[0]["MASTER_PORT"] == str(store.port)
+        assert found[0]["TORCHELASTIC_USE_AGENT_STORE"] == "True"
