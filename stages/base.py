@@ -227,8 +227,8 @@ class ModelStage(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """See the base class; the norm that the check took serves again."""
-        if gradient_clip_val and self._gradients is not None:
-            self._gradients.clip(gradient_clip_val, gradient_clip_algorithm)
+        if gradient_clip_val and not has_loss_scale(self.trainer.precision_plugin):
+            (self._gradients or Gradients(optimizer)).clip(gradient_clip_val, gradient_clip_algorithm)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 

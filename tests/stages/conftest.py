@@ -32,7 +32,7 @@ def whole(chain: Path, resuming: ModuleType) -> dict[bool, Path]:
 @pytest.fixture(scope="session")
 def broken(chain: Path, resuming: ModuleType) -> Path:
     """A fit of all weights that broke off, see `resuming.begun`; to be copied."""
-    return resuming.begun(chain, "broken")
+    return resuming.begun(chain, "cut_short")
 
 
 @pytest.fixture

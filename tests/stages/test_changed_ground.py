@@ -36,7 +36,7 @@ def test_other_ground_is_refused_with_old_and_new(
 ) -> None:
     assert resuming.run(resuming.fit(broken.parent, broken.name, *change)) == 1
     said = capsys.readouterr().err
-    assert f"broken/checkpoints/last.ckpt (step 6) was begun on other ground: {group}: " in said
+    assert f"cut_short/checkpoints/last.ckpt (step 6) was begun on other ground: {group}: " in said
     assert told in said
     assert f"--allow_changed {group}" in said
 
@@ -84,7 +84,7 @@ def test_a_rationale_file_that_changed_is_other_ground(
 def test_an_unknown_change_cannot_be_allowed(
     chain: Path, resuming: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert resuming.run(resuming.fit(chain, "broken", "--allow_changed", "data,sed")) == 1
+    assert resuming.run(resuming.fit(chain, "cut_short", "--allow_changed", "data,sed")) == 1
     assert "there is no 'sed'; it may name seed, batch, data" in capsys.readouterr().err
 
 
@@ -157,10 +157,10 @@ def test_a_run_that_was_moved_goes_on(
     chain: Path, broken: Path, resuming: ModuleType, whole: dict[bool, Path], tmp_path: Path
 ) -> None:
     moved = tmp_path / "moved"
-    for name in ("posts", "teacher", "augment", "models", "assistant", "soft_labels", "broken"):
+    for name in ("posts", "teacher", "augment", "models", "assistant", "soft_labels", "cut_short"):
         shutil.copytree(chain / name, moved / name)
-    assert resuming.run(resuming.fit(moved, "broken")) == 0
-    assert resuming.differences(whole[False], moved / "broken") == []
+    assert resuming.run(resuming.fit(moved, "cut_short")) == 0
+    assert resuming.differences(whole[False], moved / "cut_short") == []
 
 
 def test_a_disk_that_is_full_ends_the_fit_and_keeps_the_checkpoint(
