@@ -123,7 +123,8 @@ def _plain(limit: float) -> float:
 def _ranged(kind: type) -> dict[str, Any]:
     """The arguments of a class whose type has a range in it."""
     try:
-        hints = get_type_hints(kind if is_dataclass(kind) else inspect.getattr_static(kind, "__init__"), include_extras=True)
+        init = kind if is_dataclass(kind) else inspect.getattr_static(kind, "__init__")
+        hints = get_type_hints(init, include_extras=True)
     except (NameError, TypeError):  # a foreign class, whose annotations are not to be had here
         return {}
     names = inspect.signature(kind).parameters
