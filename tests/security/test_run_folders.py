@@ -84,7 +84,10 @@ STORES: dict[str, tuple[list[str], str]] = {
     "a view without end": (["DROP TABLE accepted", ENDLESS], "the view 'accepted'"),
     "an index of a function": (["CREATE INDEX evil ON notes (hex(value))"], "the index 'evil'"),
     "a table of its own": (["CREATE TABLE evil (a)"], "the table 'evil'"),
-    "a reply of 200 MB": (["UPDATE settled SET reason = zeroblob(200000000)"], "the label store is damaged"),
+    "a value of 20 MB": (
+        ["UPDATE settled SET reason = zeroblob(20000000) WHERE position = 0 AND split = 'train'"],
+        "the label store is damaged",
+    ),
     "broken JSON": (["UPDATE settled SET asks = '{'"], "the label store is damaged"),
     "JSON of another kind": (["UPDATE settled SET asks = '[1]'"], "the label store is damaged"),
     "another version": (["PRAGMA user_version = 99"], "has version 99"),
