@@ -31,7 +31,11 @@ def archive_problem(path: Path) -> str:
     if not stat.S_ISREG(os.stat(path).st_mode):
         return "refused, because it is no regular file"
     with path.open("rb") as file:
-        start = file.read(2)
+        start = file.read(200)
+    if start.lstrip().startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not a checkpoint (`git lfs pull` fetches it)"
+    if start.lstrip()[:5].lower() in (b"<!doc", b"<html"):
+        return "an HTML page, not a checkpoint (a download that went wrong)"
     if start[:1] == b"\x80":
         return "refused, because loading it would run code that it could name: it is a bare pickle, not an archive"
     try:

@@ -159,7 +159,7 @@ def _load(source: Path, map_location: Any, mmap: bool = False) -> dict[str, Any]
     try:
         problem = archive_problem(source)
         if problem:
-            raise InputError(f"{source}: {problem}; take another checkpoint, or fit with --fresh")
+            raise InputError(f"{source}: {problem}; {_REMEDY}")
         checkpoint = torch.load(source, map_location=map_location, weights_only=True, mmap=mmap)
     except FileNotFoundError as error:
         raise MissingInputError(f"{source}: there is no such checkpoint; `mulcot fit` writes it") from error
@@ -169,7 +169,7 @@ def _load(source: Path, map_location: Any, mmap: bool = False) -> dict[str, Any]
         # torch seeks to before the start of some torn files, which is EINVAL; other OSErrors are the disk's own.
         if isinstance(error, torch.OutOfMemoryError) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
             raise
-        raise InputError(f"{source}: {_refusal(source, error)}; {_REMEDY}") from error
+        raise InputError(f"{source}: {_refusal(error)}; {_REMEDY}") from error
     if not isinstance(checkpoint, dict):
         raise InputError(f"{source}: not a checkpoint but a {type(checkpoint).__name__}; give one of `mulcot fit`")
     if not is_as_written(source):  # told last, for what else is wrong says more
@@ -234,15 +234,9 @@ def _tensor_bytes(value: Any) -> int:
     return sum(map(_tensor_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
-def _refusal(source: Path, error: Exception) -> str:
+def _refusal(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
         return "refused, because loading it would run code that it names"
-    with contextlib.suppress(OSError), source.open("rb") as file:
-        start = file.read(200).lstrip()
-        if start.startswith(b"version https://git-lfs"):
-            return "a Git LFS pointer, not a checkpoint (`git lfs pull` fetches it)"
-        if start[:5].lower() in (b"<!doc", b"<html"):
-            return "an HTML page, not a checkpoint (a download that went wrong)"
     return "the checkpoint is damaged or is none"
 
 

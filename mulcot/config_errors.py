@@ -7,7 +7,6 @@ import inspect
 import re
 from collections.abc import Iterator, Sequence
 from importlib import import_module
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -111,18 +110,26 @@ def _lacking(names: Sequence[str], text: str, keys: Sequence[str], argv: Sequenc
 
 
 def _place(key: str, argv: Sequence[str], behind: str = r"(?!\w)") -> str:
-    """`FILE line N: ` for the last config file that spells the last part of `key`, empty when none does."""
-    last = re.escape(key.rsplit(".", 1)[-1])
-    names = [arg.split("=", 1)[1] for arg in argv if arg.startswith(("--config=", "-c="))]
-    names += [value for flag, value in pairwise(argv) if flag in ("--config", "-c")]
-    for name in reversed(names):
-        try:
-            path = Path(find_config(name))
-        except InputError:
-            continue
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if re.search(rf"(?<!\w){last}{behind}", line.split("#", 1)[0]):
-                return f"{path} line {number}: "
+    """Where the last part of `key` is given last: `FILE line N: ` or `--FLAG: `, empty when nowhere."""
+    last = key.rsplit(".", 1)[-1]
+    for at in reversed(range(len(argv))):
+        flag, _, value = argv[at].partition("=")
+        if flag in ("--config", "-c"):
+            if place := _line(value or "".join(argv[at + 1 : at + 2]), last, behind):
+                return place
+        elif flag.startswith("--") and flag[2:].rsplit(".", 1)[-1] == last:
+            return f"{flag}: "
+    return ""
+
+
+def _line(name: str, key: str, behind: str) -> str:
+    try:
+        path = Path(find_config(name))
+    except InputError:
+        return ""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if re.search(rf"(?<!\w){re.escape(key)}{behind}", line.split("#", 1)[0]):
+            return f"{path} line {number}: "
     return ""
 
 

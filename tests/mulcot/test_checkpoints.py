@@ -249,7 +249,7 @@ def _flipped(content: bytes) -> list[bytes]:
 
 DAMAGES: dict[str, tuple[Callable[[bytes], list[bytes]], str]] = {
     "truncated": (_truncated, "the checkpoint is damaged"),
-    "bits flipped": (_flipped, "the checkpoint is damaged"),
+    "bits flipped": (_flipped, "(the checkpoint is damaged|refused, because)"),
     "zeroed": (lambda content: [bytes(len(content)), content[:2000] + bytes(len(content) - 2000)], "is damaged"),
     "half of another": (lambda content: [content[: len(content) // 2] * 2], "is damaged"),
     "a Git LFS pointer": (
