@@ -226,7 +226,7 @@ def test_a_second_process_leaves_at_once(fault_server: ModuleType, tmp_path: Pat
         )  # fmt: skip
         assert second.returncode == 75, second.stderr
         (line,) = [line for line in second.stderr.splitlines() if line.startswith("mulcot: error:")]
-        assert f"is in use by process {group} on {os.uname().nodename}" in line
+        assert f"works on this stage; wait for it or end it (process {group} on {os.uname().nodename})" in line
         os.killpg(group, signal.SIGKILL)
         first.ended()
         assert {sending.sending for sending in server.log} == {1}, "the second one sent nothing"
