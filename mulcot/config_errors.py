@@ -79,7 +79,9 @@ def with_place(refusal: InputError, argv: Sequence[str]) -> InputError:
         argv: the command line.
     """
     about = _REFUSAL.match(str(refusal))
-    place = _place(about.group(1) or about.group(2), argv, r"[\"']?\s*:") if about else ""
+    key = (about.group(1) or about.group(2)).rsplit(".", 1)[-1] if about else ""
+    by_flag = any(re.match(rf"--(?:[\w.]+\.)?{re.escape(key)}(?:=|$)", arg) for arg in argv)
+    place = _place(key, argv, r"[\"']?\s*:") if key and not by_flag else ""
     return type(refusal)(f"{place}{refusal}") if place else refusal
 
 
