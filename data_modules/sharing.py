@@ -58,7 +58,7 @@ def check_sizes(train: int | float, val: int | float, test: int | float | None) 
         if not 0 <= size < math.inf or (name == "train" and size == 0):
             wanted = "a count or a share above 0" if name == "train" else "a count or a share, 0 or more"
             raise InputError(f"{name} of GroupedSplit is {size}; it must be {wanted}")
-    if are_shares(train, val, test) and sum(given.values()) > 1 + 1e-9:
+    if are_shares(train, val, test) and max(given.values()) <= 1 and sum(given.values()) > 1 + 1e-9:
         written = " + ".join(str(size) for size in given.values())
         raise InputError(f"train of GroupedSplit is {train}, and {written} is more than 1: shares add up to 1")
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from data_modules.readers.base import Entries, PostChecks, Reader, checked, read_text
 from data_modules.readers.json_files import parse_json
@@ -34,6 +34,8 @@ _OWN: Final = re.compile(rf"({'|'.join(SPLITS)})(-\d{{5,}}({SECOND})?\.parquet|\
 class Shard:
     """One Parquet file of a split."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     file: str
     """Its name in the folder."""
     rows: int
@@ -47,6 +49,8 @@ class Shard:
 @dataclass(frozen=True, slots=True)
 class Description:
     """What a converted data set says of itself, in `dataset.json`, which is written last."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     labels: list[str]
     """The label set, in order."""

@@ -14,19 +14,7 @@ from mulcot.models.forward import (
     tree_positions,
 )
 from mulcot.models.layers import checkpoint_activations, compile_layers
-from mulcot.models.loading import (
-    MODEL_FOLDER,
-    DType,
-    Lora,
-    ModelSource,
-    base_of,
-    bases,
-    find_model,
-    load_model,
-    load_processor,
-    load_trained,
-    text_config,
-)
+from mulcot.models.loading import DType, load_model, load_processor, load_trained, text_config
 from mulcot.models.origins import check_fits, model_origin
 from mulcot.models.parts import (
     base_model,
@@ -42,6 +30,7 @@ from mulcot.models.parts import (
 from mulcot.models.quantisation import Quantise
 from mulcot.models.saving import RowSettings, read_settings, save_model
 from mulcot.models.sharding import gathered, is_sharded, shard
+from mulcot.models.sources import MODEL_FOLDER, Lora, ModelSource, base_of, bases, find_model
 from mulcot.models.spread import spread_like, whole, whole_on_first
 from mulcot.models.vocabulary import check_head_rows, entry_rows, shared_rows, vocabulary_difference
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from mulcot.files import write_atomic
 from mulcot.models.folders import read_object
-from mulcot.models.loading import ModelSource
+from mulcot.models.sources import ModelSource
 from mulcot.prompts import PROMPTS
 from mulcot.ranges import Side
 from mulcot.types import DEFAULT_LABELS, InputError

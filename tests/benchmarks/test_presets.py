@@ -21,7 +21,8 @@ from benchmarks.presets import (
     text_flops,
     vision_flops,
 )
-from mulcot.models.loading import Lora, add_lora
+from mulcot.models.loading import add_lora
+from mulcot.models.sources import Lora
 from mulcot.models.tiny import train_tokenizer
 
 TEXT = TextSize(64, 2, 96, heads=2, kv_heads=1, vocab=600, tied=False)

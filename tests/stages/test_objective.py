@@ -96,7 +96,7 @@ def test_a_temperature_schedule_needs_the_assistant_itself(chain: Path, capsys: 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["--model.init_args.lambda_soft", "1.5"], ["lambda_soft", "1.5", "between 0 and 1"]),
+        (["--model.init_args.lambda_soft", "1.5"], ["lambda_soft", "1.5", "must be 1 or less"]),
         (["--losses.kl.init_args.temperature", "0"], ["temperature", "above 0"]),
         (["--losses.kl.init_args.temperature", "3"], ["kl", "T=2", "--losses.kl.init_args.temperature=2"]),
         (["--losses.kl", "UniversalLogit"], ["kl takes aligned", "top_k"]),

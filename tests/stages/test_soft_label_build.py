@@ -173,9 +173,9 @@ def test_a_finished_cache_is_told_of_in_one_line(tmp_path: Path, scored: Rows) -
     ("setting", "value", "message"),
     [
         ("soft_label_form", "half", "soft_label_form"),
-        ("soft_label_temperature", "0", "soft_label_temperature: 0.0 is not possible; it must be a number above 0"),
-        ("soft_label_temperature", "-1", "soft_label_temperature: -1.0 is not possible"),
-        ("soft_label_k", "0", "soft_label_k: 0 ids a token are not possible; it must be 1 or more"),
+        ("soft_label_temperature", "0", "soft_label_temperature of AssistantStage is 0.0; it must be above 0"),
+        ("soft_label_temperature", "-1", "soft_label_temperature of AssistantStage is -1.0; it must be above 0"),
+        ("soft_label_k", "0", "soft_label_k of AssistantStage is 0; it must be 1 or more"),
         ("soft_label_k", "999999", "model.init_args.soft_label_k is 999999 and the assistant has"),
     ],
 )
