@@ -248,4 +248,5 @@ def test_what_a_range_is_checked_by() -> None:
 def test_a_wrong_flag_is_not_blamed_on_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--config", "student.yaml", "--data.init_args.posts_per_step", "0"]) == 1
     shown = capsys.readouterr().err.strip().splitlines()[-1]
-    assert shown == "mulcot: error: --data.init_args.posts_per_step: posts_per_step of MultimodalDataModule is 0; it must be 1 or more"
+    flag, told = "--data.init_args.posts_per_step", "posts_per_step of MultimodalDataModule is 0; it must be 1 or more"
+    assert shown == f"mulcot: error: {flag}: {told}"

@@ -107,4 +107,4 @@ def test_a_model_that_cannot_share_gets_the_paired_layout_and_says_so(
 def test_a_line_of_no_tokens_is_refused(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--run_dir", str(chain), "--stage", "no-line", "--data.init_args.row_tokens", "0"]
     assert main(["fit", "--config", "student.yaml", *QUICK, *given]) == 1
-    assert "data.init_args.row_tokens is 0; it must be 1 or more, or null" in capsys.readouterr().err
+    assert "row_tokens of MultimodalDataModule is 0; it must be 1 or more" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from mulcot.models import load_processor
 from mulcot.rows import RowCollator, RowEncoder
 from mulcot.types import DEFAULT_LABELS, InputError, Post
 from stages import AssistantStage
+from stages.sample_log import SampleLog
 
 
 @dataclass
@@ -135,6 +136,7 @@ def test_the_stage_samples_with_it_and_loads_no_model(
 ) -> None:
     stage = AssistantStage(folder, tmp_path, samples_per_post=2, engine="vllm", sampling_seed=3)
     stage._trainer = SimpleNamespace(state=SimpleNamespace(fn="predict"), num_predict_batches=[1])
+    stage._log = SampleLog(tmp_path / "samples", {}, 0)
     stage.configure_model()
     assert stage.model is None
     form, _ = stage.row_forms("shared", None)

@@ -77,7 +77,8 @@ def test_a_run_against_itself_differs_in_nothing(two):
             assert seed["mcnemar"] == {"only_first_right": 0, "only_second_right": 0, "p_value": 1.0}
 
 
-def test_the_verb_prints_and_writes_the_comparison(two, read_page, capsys):
+def test_the_verb_prints_and_writes_the_comparison(two, read_page, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")  # however long the folders' names are
     first, second = two
     assert main(["report", "--run_dir", str(first.folder), "--against", str(second.folder)]) == 0
     shown = " ".join(capsys.readouterr().out.split())

@@ -359,7 +359,7 @@ def test_what_is_no_vision_language_model_is_refused(talkative: Path, posts: lis
     mute = tmp_path / "mute"
     shutil.copytree(talkative, mute)
     (mute / "chat_template.jinja").unlink()
-    for folder, message in ((text_only, "takes no pictures"), (mute, "no usable processor")):
+    for folder, message in ((text_only, "takes no pictures"), (mute, "its chat template cannot be used")):
         with pytest.raises(InputError, match=f"{folder.name}: .*{message}") as error:
             ask(teacher_of(folder), request_of(posts[0]))
         assert "\n" not in str(error.value)
