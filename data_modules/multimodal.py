@@ -98,15 +98,13 @@ class MultimodalDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         sizes = {"posts_per_step": posts_per_step, "length_pool": length_pool, "eval_batch_size": eval_batch_size}
-        for name, value in sizes.items():
-            if value < 1:
+        for name, value in {**sizes, "row_tokens": row_tokens}.items():
+            if value is not None and value < 1:
                 raise InputError(f"data.init_args.{name} is {value}; it must be 1 or more")
         self.reader = posts
         self.rationale_files = rationales or []
         self.reference_files = references or []
         self.soft_label_folder = soft_labels
-        if row_tokens is not None and row_tokens < 1:
-            raise InputError(f"data.init_args.row_tokens is {row_tokens}; it must be 1 or more, or null")
         self.posts_per_step = posts_per_step
         self.layout: Layout = layout
         self.row_tokens = row_tokens
@@ -295,16 +293,13 @@ class MultimodalDataModule(LightningDataModule):
                 whose = f"of posts with their {self.leave_out}"
             tell(f"{split}: the tokens in {self.reader.folder} are those {whose}; the posts are tokenised again")
         elif is_many(posts):
-            tell(
-                f"{split}: tokenising {posts} posts, at every start; `mulcot data convert --model "
-                f"{self._user.pretrained}` does it once"
-            )
+            once = f"`mulcot data convert --model {self._user.pretrained}` does it once"
+            tell(f"{split}: tokenising {posts} posts, at every start; {once}")
 
     def _posts_as_they_are(self, split: Split) -> DataLoader[Any]:
         posts = self.posts(split)
-        batches = [
-            range(at, min(at + self.eval_batch_size, len(posts))) for at in range(0, len(posts), self.eval_batch_size)
-        ]
+        size = self.eval_batch_size
+        batches = [range(at, min(at + size, len(posts))) for at in range(0, len(posts), size)]
         return self._loader(PostSet(self._mine(batches, empty=range(0)), posts))
 
     def _questions(self, split: Split, tasks: Sequence[Task], finished: Collection[str] = ()) -> DataLoader[Any]:

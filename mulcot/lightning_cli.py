@@ -34,7 +34,7 @@ from mulcot.callbacks import (
     StepCheckpoints,
 )
 from mulcot.checkpoints import DurableCheckpointIO, read_checkpoint
-from mulcot.config_errors import check_unicode, explain_config_error, with_place
+from mulcot.config_errors import check_unicode, explain_config_error, first_line, with_place
 from mulcot.config_overlays import NamedConfigFile, with_nulls_kept, with_values_replaced
 from mulcot.files import write_atomic
 from mulcot.ground import FORMAT, check_allowed, ground_of
@@ -42,7 +42,7 @@ from mulcot.interruptions import Interruptions
 from mulcot.launching import check_processes, end_others, leave_used_store, started_again
 from mulcot.manifests import command_key, input_digests, package_versions, recorded_name
 from mulcot.models import MODEL_FOLDER, find_model, is_sharded, load_trained
-from mulcot.ranges import TRAINER, Seed, check_number, check_ranges
+from mulcot.ranges import check_ranges, check_trainer
 from mulcot.resuming import find_resumed
 from mulcot.stage_folder import METRICS, StageFolder, check_stage_name
 from mulcot.types import InputError, MissingInputError
@@ -123,7 +123,10 @@ class MulcotCLI(LightningCLI):
             if isinstance(error, InputError):
                 raise
             raise InputError(explain_config_error(error, args, parser)) from error
-        self._check_numbers(self.config[str(self.config.subcommand)])
+        try:
+            check_trainer(self.config[str(self.config.subcommand)])
+        except InputError as refusal:
+            raise with_place(refusal, self.argv) from refusal
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: hyper-parameters stored in a checkpoint must not override YAML and flags without a word."""
@@ -168,14 +171,6 @@ class MulcotCLI(LightningCLI):
         self.folder = StageFolder(self.stage_dir)
         # A stage that was to start anew has started, when one of its processes died.
         self.fresh = bool(self._get(self.config, "fresh")) and not started_again()
-
-    def _check_numbers(self, config: Any) -> None:
-        """Refuses numbers that the trainer and the random generators could not work with."""
-        for name, hint in {"seed_everything": Seed | bool, **TRAINER}.items():
-            try:
-                check_number(name, hint, config[name])
-            except InputError as refusal:
-                raise with_place(refusal, self.argv) from refusal
 
     def instantiate_classes(self) -> None:
         """As in the base class; what a constructor refuses leaves as one line, and so does a stage that is finished."""
@@ -288,17 +283,11 @@ class MulcotCLI(LightningCLI):
             stage.export(self.stage_dir / MODEL_FOLDER)
         if self._get(self.config, "test_after_fit"):
             self.trainer.test(stage, datamodule=self.datamodule, verbose=False)
-        parameters = list(stage.parameters())
-        self._finish(
-            {
-                "val": best["mulcot"]["val_metrics"],
-                "test": stage.test_metrics or None,
-                "best_epoch": best["epoch"],
-                "optimizer_steps": best["global_step"],
-                "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-                "parameters": sum(p.numel() for p in parameters),
-            }
-        )
+        sizes = [(weights.numel(), weights.requires_grad) for weights in stage.parameters()]
+        found = {"val": best["mulcot"]["val_metrics"], "test": stage.test_metrics or None, "best_epoch": best["epoch"]}
+        found["optimizer_steps"] = best["global_step"]
+        found["trained_parameters"] = sum(size for size, is_trained in sizes if is_trained)
+        self._finish({**found, "parameters": sum(size for size, _ in sizes)})
 
     def before_validate(self) -> None:
         """Evaluates the stage's best epoch unless a checkpoint was named."""
@@ -311,17 +300,16 @@ class MulcotCLI(LightningCLI):
 
     def after_test(self) -> None:
         """Keeps the metrics beside those of the fit."""
+        metrics = cast(ModelStage, self.model).test_metrics
         if self.trainer.is_global_zero:
-            text = json.dumps(cast(ModelStage, self.model).test_metrics, indent=2)
-            write_atomic(self.stage_dir / "metrics-test.json", text)
+            write_atomic(self.stage_dir / "metrics-test.json", json.dumps(metrics, indent=2))
 
     def before_predict(self) -> None:
         """See `_begin`."""
         if not is_overridden("predict_step", self.model, LightningModule):
             raise InputError(
-                f"{type(self.model).__name__} predicts nothing: `mulcot predict` takes teacher.yaml (labels posts), "
-                "augment.yaml (samples rationales) or soft_labels.yaml (caches soft labels); a student is asked by "
-                "`mulcot infer` and `mulcot test`"
+                f"{type(self.model).__name__} predicts nothing: `mulcot predict` takes teacher.yaml (labels), "
+                "augment.yaml (rationales) or soft_labels.yaml (logits); `infer` and `test` ask a student"
             )
         if isinstance(self.model, TeacherStage):
             self.model.yes = bool(self._get(self.config, "yes"))
@@ -406,8 +394,3 @@ class MulcotCLI(LightningCLI):
             self.resources.enter_context(self.folder.held())
             self.folder.begin(self.key, fresh=self.fresh)
         self._list_bad_rows()
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, without its tail of advice."""
-    return str(error).strip().splitlines()[0]

@@ -91,6 +91,19 @@ def check_ranges(kind: type, given: Mapping[str, Any]) -> None:
             check_ranges(type(value), {field.name: getattr(value, field.name) for field in fields(value)})
 
 
+def check_trainer(config: Any) -> None:
+    """Refuses numbers that the trainer and the random generators could not work with.
+
+    Args:
+        config: the configuration of a verb; its keys may be whole paths.
+
+    Raises:
+        InputError: the message names key and value, and says what would be right.
+    """
+    for name, hint in {"seed_everything": Seed | bool, **TRAINER}.items():
+        check_number(name, hint, config[name])
+
+
 def check_number(name: str, hint: Any, value: Any, owner: str = "") -> None:
     """Refuses a value that is not in the range of a type.
 

@@ -18,9 +18,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from transformers.utils import logging as transformers_logging
 
 from mulcot.checkpoints import NO_ROOM
-from mulcot.config_errors import with_place
+from mulcot.config_errors import first_line, with_place
 from mulcot.interruptions import Interrupted, Interruptions, requeue
-from mulcot.lightning_cli import MulcotCLI, first_line
+from mulcot.lightning_cli import MulcotCLI
 from mulcot.types import InputError
 
 _ALLOCATORS: Final = ("can't allocate memory", "out of memory", "failed to allocate memory", "Cannot allocate memory")

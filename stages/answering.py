@@ -16,7 +16,7 @@ from mulcot.generation import (
     parse_rationale,
     read,
 )
-from mulcot.metrics import ClassificationReport
+from mulcot.metrics import ClassificationReport, ReasoningReport
 from mulcot.rows import QuestionBatch, RowEncoder
 from mulcot.types import Answer
 
@@ -119,4 +119,17 @@ def scores_of(judged: Sequence[Judged], labels: Sequence[str]) -> dict[str, Any]
     for _, answer, post, _ in judged:
         if post.label is not None:
             report.update([answer.label], [post.label], [answer.probabilities])
+    return report.compute()
+
+
+def reasoning_of(judged: Sequence[Judged], labels: Sequence[str]) -> dict[str, Any]:
+    """The reasoning report over all posts.
+
+    Args:
+        judged: posts with what a model says of them.
+        labels: the label set.
+    """
+    report = ReasoningReport(labels)
+    for _, answer, post, reference in judged:
+        report.update([answer], [reference], [post.label])
     return report.compute()

@@ -16,7 +16,6 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mulcot.callbacks import DistillationLoss, Inspection, Judged
 from mulcot.losses import Schedule
-from mulcot.metrics import ReasoningReport
 from mulcot.models import (
     DType,
     Lora,
@@ -42,7 +41,7 @@ from mulcot.ranges import Count, Labels, NonNegative, Side
 from mulcot.rows import Layout, MicroBatch, QuestionBatch, RowEncoder, RowForm
 from mulcot.types import DEFAULT_LABELS, TASKS, InputError, Task
 from stages.all_ranks import of_all_ranks
-from stages.answering import Answering, one_by_one, scores_of
+from stages.answering import Answering, one_by_one, reasoning_of, scores_of
 from stages.objective import Objective, StepLosses, checked_weights
 from stages.optimizer import Gradients, Optimizer, adamw, has_loss_scale, with_schedule
 
@@ -348,11 +347,7 @@ class ModelStage(LightningModule):
         self._judged.extend(one_by_one(answered))
 
     def ask(self, batches: Iterable[QuestionBatch]) -> list[Judged]:
-        """The answers of all ranks to further questions, in the order of the posts that they are about.
-
-        Args:
-            batches: this rank's share; the model is in eval mode.
-        """
+        """The answers of all ranks to further questions, each rank's share, in the order of the posts; in eval mode."""
         assert self.model is not None
         answering = Answering(self.model, self.encoder, self.max_new_tokens)
         answered = [done for batch in batches if batch.posts for done in answering.add(batch.to(self.device))]
@@ -383,12 +378,7 @@ class ModelStage(LightningModule):
         """Computes every metric over all ranks and writes the predictions."""
         judged = self._gather()
         scores = scores_of(judged, self.labels)
-        reasoning = None
-        if "reasoning" in self.tasks:
-            report = ReasoningReport(self.labels)
-            for _, answer, post, reference in judged:
-                report.update([answer], [reference], [post.label])
-            reasoning = report.compute()
+        reasoning = reasoning_of(judged, self.labels) if "reasoning" in self.tasks else None
         self.test_metrics = {"classification": scores, "reasoning": reasoning}
         if scores["posts"]:
             self.log_dict({f"test/{name}": float(scores[name]) for name in ("accuracy", "macro_f1", "weighted_f1")})
@@ -398,8 +388,7 @@ class ModelStage(LightningModule):
 
     def _gather(self) -> list[Judged]:
         """This epoch's answers of all ranks, in the order of the posts."""
-        mine, self._judged = self._judged, []
-        self.judged = self._of_all_ranks(mine)
+        self.judged, self._judged = self._of_all_ranks(self._judged), []
         return self.judged
 
     def _of_all_ranks(self, mine: list[Judged]) -> list[Judged]:
