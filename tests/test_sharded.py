@@ -56,8 +56,10 @@ def test_every_step_is_that_of_one_process_also_after_it_went_on(ranks: ModuleTy
         assert len(values) == ranks.STEPS
         assert found[name] == pytest.approx(values, rel=1e-5), name
     scores = [json.loads((stage / "metrics.json").read_text()) for stage in (fitted, spread)]
-    assert scores[0]["val"] == scores[1]["val"]
-    assert scores[0]["test"]["classification"] == scores[1]["test"]["classification"]
+    for split in ("val", "test"):
+        one, two = (score[split]["classification"] for score in scores)
+        assert one["confusion"] == two["confusion"]
+        assert one["ece"] == pytest.approx(two["ece"], abs=1e-5)
     assert scores[0]["trained_parameters"] == scores[1]["trained_parameters"]
 
 

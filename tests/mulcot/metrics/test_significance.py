@@ -52,10 +52,10 @@ def resampled_post_by_post(systems: list[list], gold: list[int], resamples: int)
 def test_intervals_are_those_of_resampling_post_by_post():
     said, gold = drawn(1, 120, 0.7, missing=0.1)
     found = bootstrap_intervals(said, gold, 3, resamples=20_000)
-    [table] = resampled_post_by_post([said], gold, 1500)
+    [table] = resampled_post_by_post([said], gold, 500)
     for name in NAMES:
         expected = np.quantile([row[name] for row in table], [0.025, 0.975])
-        assert found[name] == pytest.approx(expected, abs=0.015), name
+        assert found[name] == pytest.approx(expected, abs=0.025), name
 
 
 def test_the_interval_of_the_accuracy_is_near_the_binomials():
@@ -89,10 +89,10 @@ def test_differences_are_second_minus_first_and_paired():
     before, after = (classification_scores(said, gold, 3) for said in (first, second))
     for name in NAMES:
         assert found[name].difference == pytest.approx(getattr(after, name) - getattr(before, name), abs=1e-6)
-    tables = resampled_post_by_post([first, second], gold, 1500)
+    tables = resampled_post_by_post([first, second], gold, 500)
     for name in NAMES:
         expected = np.quantile([b[name] - a[name] for a, b in zip(*tables, strict=True)], [0.025, 0.975])
-        assert found[name][1:] == pytest.approx(expected, abs=0.015), name
+        assert found[name][1:] == pytest.approx(expected, abs=0.025), name
     # The systems agree on most posts: taken for independent samples they would seem to differ by much more.
     alone = [bootstrap_intervals(said, gold, 3)["accuracy"] for said in (first, second)]
     paired = found["accuracy"].high - found["accuracy"].low
@@ -150,12 +150,12 @@ def test_the_mean_over_seeds_is_over_the_same_posts():
     first, gold = drawn(9, 120, 0.5)
     seconds = [[g if n % step == 0 else s for n, (s, g) in enumerate(zip(first, gold, strict=True))] for step in (4, 7)]
     found = mean_differences([first, first], seconds, gold, 3, resamples=20_000)
-    tables = resampled_post_by_post([first, *seconds], gold, 1500)
+    tables = resampled_post_by_post([first, *seconds], gold, 500)
     for name in NAMES:
         singles = [paired_differences(first, second, gold, 3)[name].difference for second in seconds]
         assert found[name].difference == pytest.approx(sum(singles) / 2)
         changes = [(one[name] + two[name]) / 2 - base[name] for base, one, two in zip(*tables, strict=True)]
-        assert found[name][1:] == pytest.approx(np.quantile(changes, [0.025, 0.975]), abs=0.015), name
+        assert found[name][1:] == pytest.approx(np.quantile(changes, [0.025, 0.975]), abs=0.025), name
     one = mean_differences([first], [seconds[0]], gold, 3)
     assert one == paired_differences(first, seconds[0], gold, 3)
     with pytest.raises(ValueError, match="2 first systems for 1 second ones"):
