@@ -106,7 +106,7 @@ def test_tokens_of_a_conversion_are_not_used(embedded: Path, tmp_path: Path, cap
     common = [*ALONE, "--data.init_args.posts", posts, "--run_dir", str(embedded), "--trainer.max_epochs", "1", *QUICK]
     common += FEW
     caplog.set_level(logging.WARNING, logger="data_modules.source")
-    assert main(["fit", *common, "--stage", "whole"]) == 0
+    assert main(["fit", *common, "--stage", "with_text"]) == 0
     assert "tokenised again" not in caplog.text
     assert main(["fit", *common, "--stage", "textless", "--data.init_args.leave_out", "text"]) == 0
     assert f"the tokens in {tmp_path / 'out'} are those of posts with their text; the posts are" in caplog.text
