@@ -7,10 +7,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
+
+from mulcot.terminal_tables import Column, print_table, say, table, words
 
 _DASH: Final = "—"
 _WIDTH: Final = 100
@@ -42,79 +42,77 @@ def print_evaluation(result: Mapping[str, Any], console: Console | None = None) 
     out = console or (Console(width=_WIDTH) if piped else Console())
     for what in ("predictions", "references"):
         file = result[what]
-        _say(out, f"{what}: {file['path']} ({file['kind']}, {file['rows']:,} rows)")
+        say(out, f"{what}: {file['path']} ({file['kind']}, {file['rows']:,} rows)")
     if result["classification"] is not None:
         _print_classification(result, out)
     if result["reasoning"] is not None:
         _print_reasoning(result["reasoning"], out)
         _say_refused(result["refused"], out)
     for kind, groups in (result["slices"] or {}).items():
-        _print(out, f"by {kind}", _slice_table(groups))
+        print_table(out, f"by {kind}", _slice_table(groups))
     for note in result["notes"]:
-        _say(out, f"note: {note}", "yellow")
+        say(out, f"note: {note}", "yellow")
 
 
 def _print_classification(result: Mapping[str, Any], out: Console) -> None:
     scores = result["classification"]
-    table = _table(("classification", "left"), ("value", "right"), ("95% interval", "right"))
+    made = table(("classification", "left"), ("value", "right"), ("95% interval", "right"))
     for name in ("accuracy", "weighted_f1", "macro_f1"):
-        table.add_row(name.replace("_f1", " F1"), _number(scores[name]), _interval(scores["intervals"][name]))
-    table.add_row("expected calibration error (15 bins)", _number(scores["ece"]), "")
-    _print(out, f"classification of {scores['posts']:,} posts", table)
+        made.add_row(name.replace("_f1", " F1"), _number(scores[name]), _interval(scores["intervals"][name]))
+    made.add_row("expected calibration error (15 bins)", _number(scores["ece"]), "")
+    print_table(out, f"classification of {scores['posts']:,} posts", made)
     wrong = result["disagreements"]
-    _say(out, f"{wrong['count']:,} of {scores['posts']:,} labels disagree with the gold label" + _named(wrong))
+    say(out, f"{wrong['count']:,} of {scores['posts']:,} labels disagree with the gold label" + _named(wrong))
     if scores["unparsed"]:
-        _say(out, f"{scores['unparsed']:,} of these posts have no label that can be read, which counts as wrong")
+        say(out, f"{scores['unparsed']:,} of these posts have no label that can be read, which counts as wrong")
     labels = list(scores["confusion"])
-    table = _table(
-        ("label", "left"), *((name, "right") for name in ("precision", "recall", "F1", "posts", "predicted"))
-    )
+    made = table(("label", "left"), *((name, "right") for name in ("precision", "recall", "F1", "posts", "predicted")))
     for label, one in scores["per_class"].items():
         measured = (_number(one[name]) for name in ("precision", "recall", "f1"))
-        table.add_row(Text(label), *measured, f"{one['posts']:,}", f"{one['predicted']:,}")
-    _print(out, "by label", table)
-    table = _table(("gold ↓  predicted →", "left"), *((label, "right") for label in labels))
+        made.add_row(words(label), *measured, f"{one['posts']:,}", f"{one['predicted']:,}")
+    print_table(out, "by label", made)
+    made = table(("gold ↓  predicted →", "left"), *((label, "right") for label in labels))
     for gold in labels:
-        table.add_row(Text(gold), *(f"{scores['confusion'][gold][label]:,}" for label in labels))
-    _print(out, "posts by gold and predicted label", table)
+        made.add_row(words(gold), *(f"{scores['confusion'][gold][label]:,}" for label in labels))
+    print_table(out, "posts by gold and predicted label", made)
     if scores["calibration"]:
-        table = _table(("confidence", "left"), ("mean confidence", "right"), ("accuracy", "right"), ("posts", "right"))
+        made = table(("confidence", "left"), ("mean confidence", "right"), ("accuracy", "right"), ("posts", "right"))
         for found in scores["calibration"]:
             edges = f"{found['lower']:.3f} to {found['upper']:.3f}"
-            table.add_row(edges, _number(found["confidence"]), _number(found["accuracy"]), f"{found['posts']:,}")
-        _print(out, "calibration", table)
+            made.add_row(edges, _number(found["confidence"]), _number(found["accuracy"]), f"{found['posts']:,}")
+        print_table(out, "calibration", made)
 
 
 def _print_reasoning(scores: Mapping[str, Any], out: Console) -> None:
     sources = {name: found for name, found in scores["by_source"].items() if found["posts"]}
-    columns = [(f"{name}\n{found['posts']:,}", "right") for name, found in sources.items()]
+    columns: list[Column] = [(f"{name}\n{found['posts']:,}", "right") for name, found in sources.items()]
     if scores["references"]:
-        table = _table(("text against the reference", "left"), (f"all\n{scores['references']:,}", "right"), *columns)
+        made = table(("text against the reference", "left"), (f"all\n{scores['references']:,}", "right"), *columns)
         for name, heading in _TEXT_SCORES.items():
             row = [found.get(name) for found in sources.values()]
-            table.add_row(heading, _number(scores[name]), *map(_number, row))
-        _print(out, "rationales by the source of their reference", table)
-        _say(out, "teacher-explained: written with the gold label in view", "dim")
-    table = _table((f"{scores['posts']:,} replies", "left"), ("value", "right"))
+            made.add_row(heading, _number(scores[name]), *map(_number, row))
+        print_table(out, "rationales by the source of their reference", made)
+        say(out, "teacher-explained: written with the gold label in view", "dim")
+    made = table((f"{scores['posts']:,} replies", "left"), ("value", "right"))
     for name, heading in _OTHER_SCORES.items():
-        table.add_row(heading, _number(scores[name]))
+        made.add_row(heading, _number(scores[name]))
     for key, rate in scores["parse_rate_per_field"].items():
-        table.add_row(f"replies that hold {key}", _number(rate))
-    _print(out, "replies", table)
+        made.add_row(f"replies that hold {key}", _number(rate))
+    print_table(out, "replies", made)
     for name, reason in scores["unavailable"].items():
-        _say(out, f"{_TEXT_SCORES[name]} is not computed: {reason}", "yellow")
+        say(out, f"{_TEXT_SCORES[name]} is not computed: {reason}", "yellow")
 
 
 def _say_refused(refused: Mapping[str, Any], out: Console) -> None:
     """How many replies are no rationale, and why the first ones are not; a label may be read from them all the same."""
     if refused["count"]:
-        _say(out, f"{refused['count']:,} replies are no rationale; a label in them counts all the same:")
+        say(out, f"{refused['count']:,} replies are no rationale; a label in them counts all the same:")
     for post_id, reason in zip(refused["posts"], refused["reasons"], strict=True):
-        _say(out, f"  {post_id}: {reason}", "dim")
+        say(out, f"  {post_id}: {reason}", "dim")
 
 
 def _slice_table(groups: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = _table(
+    made = table(
         *(("group", "left"), ("posts", "right"), ("accuracy", "right"), ("95% interval", "right")),
         *(("macro F1", "right"), ("95% interval", "right")),
     )
@@ -122,25 +120,8 @@ def _slice_table(groups: Mapping[str, Mapping[str, Any]]) -> Table:
         cells = [
             cell for s in ("accuracy", "macro_f1") for cell in (_number(found[s]), _interval(found["intervals"][s]))
         ]
-        table.add_row(Text(name), f"{found['posts']:,}", *cells)
-    return table
-
-
-def _table(*columns: tuple[str, Any]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1), collapse_padding=True)
-    for heading, justify in columns:
-        table.add_column(Text(heading), justify=justify, overflow="fold")
-    return table
-
-
-def _print(out: Console, title: str, table: Table) -> None:
-    out.print()
-    out.print(Text(title, style="bold"))
-    out.print(table)
-
-
-def _say(out: Console, line: str, style: str = "") -> None:
-    out.print(Text(line, style=style), soft_wrap=True)
+        made.add_row(words(name), f"{found['posts']:,}", *cells)
+    return made
 
 
 def _named(counted: Mapping[str, Any]) -> str:

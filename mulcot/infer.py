@@ -11,9 +11,8 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from mulcot.shown_text import visible
+from mulcot.terminal_tables import words
 from mulcot.types import RATIONALE_KEYS, Answer, InputError, Post
 
 
@@ -99,9 +98,9 @@ def _print(answer: Answer, as_json: bool) -> None:
     shares = sorted(answer.probabilities.items(), key=lambda item: -item[1])
     table.add_row("probabilities", "  ".join(f"{label} {share:.3f}" for label, share in shares))
     if answer.rationale is None:
-        table.add_row("rationale", Text(visible(f"refused: {answer.refusal}")))
-        table.add_row("reply", Text(visible(answer.reply)))
+        table.add_row("rationale", words(f"refused: {answer.refusal}"))
+        table.add_row("reply", words(answer.reply))
     else:
         for key, name in RATIONALE_KEYS.items():
-            table.add_row(key, Text(visible(getattr(answer.rationale, name))))
+            table.add_row(key, words(getattr(answer.rationale, name)))
     out.print(table)

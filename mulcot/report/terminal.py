@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -13,7 +12,7 @@ from rich.text import Text
 from mulcot.report.run import DISTILLED
 from mulcot.report.systems import COLUMNS
 from mulcot.report.tables import DASH, decimal, duration, interval, p_value
-from mulcot.shown_text import visible
+from mulcot.terminal_tables import Column, print_table, table, words
 
 WIDTH: Final = 100
 """Columns that the comparison needs in one piece."""
@@ -25,62 +24,62 @@ _PAIRED: Final = (
 
 def render(result: Mapping[str, Any], console: Console) -> None:
     """Prints what `collect` returned; a terminal of fewer than 100 columns gets the comparison in two parts."""
-    _print(console, "stages", _stage_table(result["stages"]))
+    print_table(console, "stages", _stage_table(result["stages"]))
     if result["not_run"]:
-        console.print(_text(f"not run: {', '.join(result['not_run'])}"))
+        console.print(words(f"not run: {', '.join(result['not_run'])}"))
     if result["systems"]:
         names = list(COLUMNS)
         for columns in [names] if console.width >= WIDTH else [names[:3], names[3:]]:
-            _print(console, "test split", _comparison(result["systems"], columns))
+            print_table(console, "test split", _comparison(result["systems"], columns))
         for line in _legend(result["systems"]):
-            console.print(_text(line, style="dim"))
+            console.print(words(line, style="dim"))
     if result["differences"]:
         baseline = result["differences"][0]["baseline"]
-        _print(console, f"paired differences from: {baseline}", _differences(result["differences"]))
-        console.print(_text(_PAIRED, style="dim"))
+        print_table(console, f"paired differences from: {baseline}", _differences(result["differences"]))
+        console.print(words(_PAIRED, style="dim"))
     for system in result["systems"]:
         if system["system"] == DISTILLED:
             seeds = len(system["runs"])
             over = f", summed over {seeds} seeds" if seeds > 1 else ""
-            _print(console, f"{DISTILLED}: posts by gold and predicted label{over}", _confusion(system))
+            print_table(console, f"{DISTILLED}: posts by gold and predicted label{over}", _confusion(system))
     for note in result["notes"]:
-        console.print(_text(f"note: {note}", style="yellow"))
+        console.print(words(f"note: {note}", style="yellow"))
 
 
 def render_comparison(result: Mapping[str, Any], console: Console) -> None:
     """Prints what `compare` returned."""
     first, second = (run["run_dir"] for run in result["runs"])
     if result["differences"]:
-        _print(console, f"test split: {first} minus {second}", _differences(result["differences"]))
-        console.print(_text(_PAIRED, style="dim"))
+        print_table(console, f"test split: {first} minus {second}", _differences(result["differences"]))
+        console.print(words(_PAIRED, style="dim"))
     if result["settings"]:
-        table = _table(("setting", "left"), (first, "left"), (second, "left"), ("stages", "left"))
+        made = table(("setting", "left"), (first, "left"), (second, "left"), ("stages", "left"))
         for one in result["settings"]:
-            table.add_row(*map(_text, (one["setting"], one["first"], one["second"], ", ".join(one["stages"]))))
-        _print(console, "settings that differ", table)
-    _print(console, "costs", _costs(result["runs"]))
+            made.add_row(*map(words, (one["setting"], one["first"], one["second"], ", ".join(one["stages"]))))
+        print_table(console, "settings that differ", made)
+    print_table(console, "costs", _costs(result["runs"]))
     for note in (*result["notes"], *result["unpaired"]):
-        console.print(_text(f"note: {note}", style="yellow"))
+        console.print(words(f"note: {note}", style="yellow"))
 
 
 def _differences(differences: Sequence[Mapping[str, Any]]) -> Table:
     """A row for each system; the page has one for each seed, too."""
     names = ("accuracy", "macro_f1")  # a line holds no more; the page has all
-    headings = ((COLUMNS[name], "right") for name in names)
-    table = _table(("system", "left"), ("posts", "right"), *headings, ("right\nalone", "right"), ("p", "right"))
+    headings: list[Column] = [(COLUMNS[name], "right") for name in names]
+    made = table(("system", "left"), ("posts", "right"), *headings, ("right\nalone", "right"), ("p", "right"))
     for found in differences:
         seeds = found["seeds"]
         known = {f"{seed['posts']:,}{_missing(seed)}": None for seed in seeds}
         tests = [seed["mcnemar"] for seed in seeds if seed["mcnemar"]]
         alone = [f"{test['only_second_right']:,} : {test['only_first_right']:,}" for test in tests]
-        table.add_row(
-            _text(f"{found['system']}\n{len(seeds)} seed{'s' * (len(seeds) != 1)}"),
+        made.add_row(
+            words(f"{found['system']}\n{len(seeds)} seed{'s' * (len(seeds) != 1)}"),
             "\n".join(known),
             *(_change(found["mean"].get(name)) for name in names),
             "\n".join(alone) or DASH,
             "\n".join(p_value(test["p_value"]) for test in tests) or DASH,
         )
-    return table
+    return made
 
 
 def _missing(seed: Mapping[str, Any]) -> str:
@@ -94,36 +93,36 @@ def _change(found: Mapping[str, float] | None) -> Text:
         return Text(DASH)
     spread = f" ± {found['sd']:.3f}" if found["sd"] is not None else ""
     ends = "" if found["low"] is None else f"\n{interval((found['low'], found['high']), sign=True)}"
-    return _text(f"{decimal(found['mean'], sign=True)}{spread}{ends}")
+    return words(f"{decimal(found['mean'], sign=True)}{spread}{ends}")
 
 
 def _costs(runs: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table(("run", "left"), *((name, "right") for name in ("wall time", "requests", "tokens", "money")))
+    made = table(("run", "left"), *((name, "right") for name in ("wall time", "requests", "tokens", "money")))
     for run in runs:
         teacher = run["costs"]["teacher"] or {}
         read, written, usd = (teacher.get(name) for name in ("prompt_tokens", "completion_tokens", "usd"))
         tokens = DASH if read is None or written is None else f"{read + written:,}"
         requests = f"{teacher['requests']:,}" if teacher else DASH
         money = DASH if usd is None else f"${usd:,.4f}"
-        table.add_row(_text(run["run_dir"]), duration(run["costs"]["wall_seconds"]), requests, tokens, money)
-    return table
+        made.add_row(words(run["run_dir"]), duration(run["costs"]["wall_seconds"]), requests, tokens, money)
+    return made
 
 
 def _stage_table(stages: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table(("stage", "left"), ("wall time", "right"), ("made", "left"))
+    made = table(("stage", "left"), ("wall time", "right"), ("made", "left"))
     for stage in stages:
-        table.add_row(_text(stage["stage"]), duration(stage["wall_seconds"]), _text(stage["made"]))
-    return table
+        made.add_row(words(stage["stage"]), duration(stage["wall_seconds"]), words(stage["made"]))
+    return made
 
 
 def _comparison(systems: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
-    table = _table(("system", "left"), *((COLUMNS[column], "right") for column in columns))
+    made = table(("system", "left"), *((COLUMNS[column], "right") for column in columns))
     for system in systems:
         seeds = len(system["runs"])
         trained = system["kind"] in ("assistant", "student")
         name = f"{system['system']}\n{seeds} seed{'s' * (seeds != 1)}" if trained else system["system"]
-        table.add_row(_text(name), *(_cell(system["scores"][column], seeds) for column in columns))
-    return table
+        made.add_row(words(name), *(_cell(system["scores"][column], seeds) for column in columns))
+    return made
 
 
 def _legend(systems: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -144,28 +143,10 @@ def _legend(systems: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _confusion(system: Mapping[str, Any]) -> Table:
     labels = list(system["confusion"])
-    table = _table(("gold ↓  predicted →", "left"), *((label, "right") for label in labels))
+    made = table(("gold ↓  predicted →", "left"), *((label, "right") for label in labels))
     for gold in labels:
-        table.add_row(_text(gold), *(f"{system['confusion'][gold][name]:,}" for name in labels))
-    return table
-
-
-def _table(*columns: tuple[str, Any]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1), collapse_padding=True)
-    for heading, justify in columns:
-        table.add_column(_text(heading), justify=justify, overflow="fold")
-    return table
-
-
-def _text(words: str, style: str = "") -> Text:
-    """Words of a run, which somebody else may have made: no control sequence reaches the terminal."""
-    return Text(visible(words), style=style)
-
-
-def _print(console: Console, title: str, table: Table) -> None:
-    console.print()
-    console.print(_text(title, style="bold"))
-    console.print(table)
+        made.add_row(words(gold), *(f"{system['confusion'][gold][name]:,}" for name in labels))
+    return made
 
 
 def _cell(score: Mapping[str, Any] | None, seeds: int) -> str:

@@ -144,6 +144,18 @@ def test_the_order_is_free_and_missing_posts_count_as_wrong(tmp_path, gold, caps
     assert "are not in" in shown
 
 
+def test_text_of_the_files_can_neither_act_on_the_terminal_nor_be_markup(tmp_path, capsys):
+    odd = "[red]x[/red]\x1b[2J\u202e"
+    known = lines(tmp_path / "gold.jsonl", {"id": "1", "label": "positive"}, {"id": odd, "label": odd})
+    said = lines(tmp_path / "said.jsonl", {"id": "1", "label": "positive"}, {"id": odd, "label": "positive"})
+    found = score(tmp_path, said, known, "--labels", "positive", odd)
+    assert found["disagreements"]["posts"] == [odd]
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "\u202e" not in shown
+    assert shown.count("[red]x[/red][U+001B][2J[U+202E]") >= 3  # the post, the label's row, its column
+
+
 def test_missing_replies_are_empty_ones(tmp_path, rationales):
     said = lines(tmp_path / "replies.jsonl", {"id": "1", "reply": HAPPY.to_json(), "gold": "positive"})
     found = score(tmp_path, said, rationales, "--skip", "meteor", "sim")
