@@ -82,11 +82,6 @@ def with_place(refusal: InputError, argv: Sequence[str]) -> InputError:
     return type(refusal)(f"{place}{refusal}") if place else refusal
 
 
-def first_line(error: Exception) -> str:
-    """What an error says, without its tail of advice."""
-    return str(error).strip().splitlines()[0]
-
-
 def check_unicode(argv: Sequence[str]) -> None:
     """Refuses arguments that no file of a run could hold.
 

@@ -34,7 +34,7 @@ from mulcot.callbacks import (
     StepCheckpoints,
 )
 from mulcot.checkpoints import DurableCheckpointIO, read_checkpoint
-from mulcot.config_errors import check_unicode, explain_config_error, first_line, with_place
+from mulcot.config_errors import check_unicode, explain_config_error, with_place
 from mulcot.config_overlays import NamedConfigFile, with_nulls_kept, with_values_replaced
 from mulcot.files import write_atomic
 from mulcot.ground import FORMAT, check_allowed, ground_of
@@ -44,6 +44,7 @@ from mulcot.manifests import command_key, input_digests, package_versions, recor
 from mulcot.models import MODEL_FOLDER, find_model, is_sharded, load_trained
 from mulcot.ranges import check_ranges, check_trainer
 from mulcot.resuming import find_resumed
+from mulcot.shown_text import first_line
 from mulcot.stage_folder import METRICS, StageFolder, check_stage_name
 from mulcot.types import InputError, MissingInputError
 from stages import TeacherStage

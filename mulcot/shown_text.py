@@ -30,6 +30,11 @@ def shortened(text: str, longest: int = LONGEST) -> str:
     return f"{text[:longest]} … ({len(text) - longest:,} more characters)"
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, without its tail of advice; its class where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def finalize(value: Any) -> Any:
     """What jinja2 does with every value before it escapes it: text becomes `visible`, markup of ours stays."""
     return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

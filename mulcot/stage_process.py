@@ -10,21 +10,18 @@ import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
 
-import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from transformers.utils import logging as transformers_logging
 
 from mulcot.checkpoints import NO_ROOM
-from mulcot.config_errors import first_line, with_place
+from mulcot.config_errors import with_place
 from mulcot.interruptions import Interrupted, Interruptions, requeue
 from mulcot.lightning_cli import MulcotCLI
+from mulcot.memory import is_out_of_memory, memory_advice
+from mulcot.shown_text import first_line
 from mulcot.types import InputError
-
-_ALLOCATORS: Final = ("can't allocate memory", "out of memory", "failed to allocate memory", "Cannot allocate memory")
-"""How torch's allocators of host memory, and libraries below it, say that there is none left."""
 
 
 def run_stage(argv: Sequence[str]) -> int:
@@ -57,10 +54,9 @@ def run_stage(argv: Sequence[str]) -> int:
                 "make room and give the same command again"
             ) from error
         except (RuntimeError, MemoryError) as error:
-            told = memory_advice(error)
-            if told is None:
+            if not is_out_of_memory(error):
                 raise
-            raise InputError(told) from error
+            raise InputError(memory_advice(error)) from error
         except (SystemExit, KeyboardInterrupt) as left:
             cause = left.__context__ if isinstance(left, SystemExit) else left
             if not isinstance(cause, KeyboardInterrupt):
@@ -75,22 +71,3 @@ def _requeue() -> None:
     """Has SLURM start the job again, unless `mulcot run` does so for all its steps."""
     if getattr(rank_zero_only, "rank", 0) == 0 and "MULCOT_CHAIN" not in os.environ:
         requeue()
-
-
-def memory_advice(error: BaseException) -> str | None:
-    """What to lower where memory ran out, in one line; None for another error.
-
-    Args:
-        error: what ended the stage.
-    """
-    is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    if not is_memory and not any(text in str(error) for text in _ALLOCATORS):
-        return None
-    said = next((line.strip() for line in str(error).splitlines() if any(text in line for text in _ALLOCATORS)), "")
-    return (
-        f"out of memory{f' ({said[:200]})' if said else ''}. In training deal a step into more micro-batches "
-        "(trainer.accumulate_grad_batches; data.init_args.max_tokens says which micro-batch is too large), set "
-        "model.init_args.activation_checkpointing=true, train an adapter (model.init_args.lora) on quantised weights "
-        "(model.init_args.quantise=4bit), or take smaller pictures (model.init_args.image_size); in evaluation lower "
-        "data.init_args.eval_max_tokens or eval_batch_size. A fit goes on from its last checkpoint"
-    )

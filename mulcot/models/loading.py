@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, PreTrainedModel
 
 from mulcot.checkpoints import read_checkpoint
+from mulcot.memory import is_out_of_memory
 from mulcot.models.attention import implementation
 from mulcot.models.folders import (
     ADAPTER,
@@ -27,6 +28,7 @@ from mulcot.models.folders import (
 from mulcot.models.parts import base_model, head_rows, vision_parameters
 from mulcot.models.quantisation import Quantise, quantise_language
 from mulcot.models.sources import MAKERS, Lora, ModelSource, adapter_base, as_base_of, bases, find_model
+from mulcot.shown_text import first_line
 from mulcot.types import InputError, MissingInputError
 
 DType = Literal["float32", "bfloat16"]
@@ -176,10 +178,10 @@ def _from_pretrained(auto_class: Any, what: str, source: ModelSource, options: d
     except OSError as error:
         if source.on_hub:
             raise MissingInputError(
-                f"{name} is neither a folder here nor to be had from the hub ({_first_line(error)}): give a folder or "
+                f"{name} is neither a folder here nor to be had from the hub ({first_line(error)}): give a folder or "
                 f"a name that is there, or download it with `hf download {name}` where there is a network; {MAKERS}"
             ) from error
-        raise InputError(f"{name}: no {what} could be loaded ({_first_line(error)})") from error
+        raise InputError(f"{name}: no {what} could be loaded ({first_line(error)})") from error
     except Exception as error:  # damaged files end anywhere in transformers
         given = options.get("attn_implementation")
         attention = given["text_config"] if isinstance(given, dict) else given
@@ -200,9 +202,9 @@ def _where(options: dict[str, Any]) -> dict[str, Any]:
 
 def _refused(error: Exception, start: str, hint: str = "") -> Exception:
     """What a library raised as the user's error; memory that ran out is told of elsewhere."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
+    if is_out_of_memory(error):
         return error
-    return InputError(f"{start} ({_first_line(error)}){hint}")
+    return InputError(f"{start} ({first_line(error)}){hint}")
 
 
 def _hub_is_silent(name: str) -> bool:
@@ -214,10 +216,6 @@ def _hub_is_silent(name: str) -> bool:
     except Exception:  # a missing connection, in the words of whatever HTTP library huggingface_hub uses
         return True
     return False
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def add_lora(model: PreTrainedModel, lora: Lora) -> nn.Module:

@@ -16,8 +16,10 @@ from transformers import AutoConfig
 
 from mulcot.generation import SeededSampler, decode_ids
 from mulcot.manifests import digest
+from mulcot.memory import is_out_of_memory
 from mulcot.models import DType, ModelSource, bases, find_model, load_model, load_processor, read_settings, row_form
 from mulcot.rows import RowCollator, RowEncoder, TextRow
+from mulcot.shown_text import first_line
 from mulcot.teachers.base import Finish, TeacherReply, TeacherRequest
 from mulcot.types import InputError
 
@@ -108,7 +110,7 @@ class LocalModel:
                 nobody_waits,
             )
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise InputError(
                 f"{self._settings.pretrained}: out of memory while writing {len(rows)} replies at once on "
@@ -152,7 +154,7 @@ def _digest_of(source: ModelSource, trust_remote_code: bool) -> str:
     try:
         config = AutoConfig.from_pretrained(source.name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise InputError(f"{source.name}: no model could be loaded ({_first_line(error)})") from error
+        raise InputError(f"{source.name}: no model could be loaded ({first_line(error)})") from error
     return f"{source.name}@{config._commit_hash}"
 
 
@@ -172,7 +174,7 @@ def _load_encoder(settings: LocalModelSettings) -> RowEncoder:
         raise
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{given}: it has no usable processor ({_first_line(error)}); give a vision-language model with a chat "
+            f"{given}: it has no usable processor ({first_line(error)}); give a vision-language model with a chat "
             "template"
         ) from error
 
@@ -202,14 +204,14 @@ def _load_weights(settings: LocalModelSettings, device: torch.device) -> nn.Modu
     except InputError:
         raise
     except (RuntimeError, AssertionError, MemoryError) as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise InputError(
                 f"{given}: the model in {settings.dtype} does not fit into the memory of {device}: take a smaller one "
                 "or dtype bfloat16, or let a server hold it and ask that one"
             ) from error
-        raise InputError(f"{given}: the model cannot be put on {device} ({_first_line(error)})") from error
+        raise InputError(f"{given}: the model cannot be put on {device} ({first_line(error)})") from error
     except (ValueError, ImportError) as error:
-        raise InputError(f"{given}: no vision-language model could be loaded ({_first_line(error)})") from error
+        raise InputError(f"{given}: no vision-language model could be loaded ({first_line(error)})") from error
 
 
 def _device(given: str) -> torch.device:
@@ -226,12 +228,3 @@ def _device(given: str) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: torch has a class for it on a GPU, and words of its allocator on a CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

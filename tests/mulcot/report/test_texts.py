@@ -4,7 +4,7 @@ import pytest
 from markupsafe import Markup
 
 from mulcot.report.differences import Piece, differences
-from mulcot.shown_text import finalize, shortened, visible
+from mulcot.shown_text import finalize, first_line, shortened, visible
 
 
 def test_words_that_the_other_text_lacks_are_told():
@@ -54,6 +54,18 @@ def test_frequent_words_of_a_long_text_are_compared_too():
 def test_hidden_characters_are_named(text, seen):
     assert visible(text) == seen
     assert finalize(text) == seen
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("\n  wrong shape \n  see the manual"), "wrong shape "),
+        (ValueError(" \n"), "ValueError"),
+        (KeyError(), "KeyError"),
+    ],
+)
+def test_an_error_is_told_of_by_its_first_line_or_its_class(error, said):
+    assert first_line(error) == said
 
 
 def test_markup_of_ours_and_numbers_stay():
