@@ -18,6 +18,7 @@ from mulcot.chain_plan import Chain, Labelling, Step, nearest, read_chain
 from mulcot.chain_processes import KEY_NAME, Decision, Runner, Steering
 from mulcot.config_files import find_config
 from mulcot.files import sweep, write_atomic
+from mulcot.launches import note_begin, was_begun_before
 from mulcot.locks import locked
 from mulcot.manifests import MANIFEST_NAME, command_key, read_manifest, staleness
 from mulcot.types import InputError, MissingInputError
@@ -123,19 +124,22 @@ def _run(
     if jobs is not None and jobs < 1:
         raise InputError(f"--jobs: must be 1 or more, not {jobs}")
     chain = read_chain(find_config(str(config)), run_dir, data_root, jobs, labelling)
-    plan = _plan(chain, from_, only, force)
+    plan = _plan(chain, from_, only, force, is_begun=was_begun_before(chain.run_dir))
     console = Console()
     if dry_run:
         _show(plan, Console(width=None if console.is_terminal else 10_000))
         return 0
     with _working_in(chain.run_dir) as lock:
         _write_chain(chain)
+        note_begin(chain.run_dir)
+        left_out = ["--force"] * force + ["--from"] * (from_ is not None)
         runner = Runner(
             Steering(plan.decide, plan.command, plan.check),
             Display(console),
             jobs=chain.jobs,
             threads=chain.threads,
             lock=lock,
+            again="the same command" + f" without {' and '.join(left_out)}" * bool(left_out),
         )
         return runner.run(plan.selected)
 
@@ -166,8 +170,10 @@ class _Plan:
         return f"it will run again next time: {why} by {step.folder / MANIFEST_NAME}" if why else None
 
 
-def _plan(chain: Chain, from_: str | None, only: str | Sequence[str] | None, force: bool) -> _Plan:
+def _plan(chain: Chain, from_: str | None, only: str | Sequence[str] | None, force: bool, *, is_begun: bool) -> _Plan:
     """Choose the steps, look at every one of them, and see to it that what they need is there.
+
+    Where this job has begun the run before and is started again, nothing is made anew once more.
 
     Raises:
         InputError: An option names no step, or a step's configuration or manifest cannot be read.
@@ -183,6 +189,8 @@ def _plan(chain: Chain, from_: str | None, only: str | Sequence[str] | None, for
     else:
         chosen = set(chain.steps)
     again = dict.fromkeys(chosen, "--force") if force else dict.fromkeys(chosen, f"--from {from_}") if from_ else {}
+    if is_begun:
+        again, force = {}, False
     plan = _Plan(chain, [step for step in chain.steps.values() if step.name in chosen], again, force)
     needed = _ancestors(chain, chosen) - chosen
     _require(plan, [step for step in chain.steps.values() if step.name in needed and not step.always])

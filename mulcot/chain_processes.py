@@ -13,7 +13,7 @@ from typing import Final
 from mulcot.chain_display import PROGRESS_NAME, Display, clock, tail
 from mulcot.chain_plan import Step
 from mulcot.files import write_atomic
-from mulcot.interruptions import SIGNALS, exit_code, requeue
+from mulcot.interruptions import ONE_KEYSTROKE, SIGNALS, exit_code, leave_terminal, requeue
 
 LOG_NAME: Final = "log.txt"
 KEY_NAME: Final = "command.key"
@@ -21,7 +21,6 @@ PATIENCE_SECONDS: Final = 300.0
 """How long an interrupted step may take to end by itself: a fit finishes an optimizer step and saves it."""
 NICENESS: Final = 10
 _POLL_SECONDS: Final = 0.05
-_SIGNALS: Final = (*SIGNALS, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ class Steering:
 class Runner:
     """Runs steps as processes."""
 
-    def __init__(self, steering: Steering, display: Display, *, jobs: int, threads: int, lock: int) -> None:
+    def __init__(self, steering: Steering, display: Display, *, jobs: int, threads: int, lock: int, again: str) -> None:
         """Get ready.
 
         Args:
@@ -60,8 +59,10 @@ class Runner:
             jobs: How many steps run at the same time.
             threads: How many threads each of them uses.
             lock: A file descriptor that the processes inherit, so that a lock on it lives as long as any of them.
+            again: What goes on where a signal ended it, for the user.
         """
         self._steering, self._display, self._jobs, self._lock = steering, display, jobs, lock
+        self._again = again
         self._environment = os.environ | {
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
@@ -89,7 +90,7 @@ class Runner:
                     self._reap()
                     if caught:
                         self._stop(caught)
-                        self._display.say("interrupted: finished steps are kept, the same command goes on from here")
+                        self._display.say(f"interrupted: finished steps are kept, {self._again} goes on from here")
                         break
                     if not self._failed:
                         self._start_ready(waiting, caught)
@@ -216,12 +217,20 @@ class _Process:
 def _caught_signals() -> Iterator[list[int]]:
     """The signals that arrived so far, while they do nothing else; afterwards they do what they did before."""
     caught: list[int] = []
+    first = 0.0
 
     def note(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        now = time.monotonic()
+        if number == signal.SIGHUP:
+            leave_terminal()
+        if caught and number == signal.SIGINT and now - first < ONE_KEYSTROKE:
+            return  # the terminal's Ctrl-C, handed on once more by what started us
+        first = first if caught else now
         caught.append(number)
 
     # What is ignored stays ignored: `nohup mulcot run` outlives its terminal.
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
     for number in before:
         signal.signal(number, note)

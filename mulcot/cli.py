@@ -11,7 +11,7 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from mulcot.interruptions import Interrupted
+from mulcot.interruptions import Interrupted, Interruptions
 from mulcot.shown_text import visible
 from mulcot.types import InputError
 
@@ -35,6 +35,8 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "demo-posts": ("mulcot.embedded:main_demo_posts", "writes the embedded data set to a folder"),
     "tiny-models": ("mulcot.embedded:main_tiny_models", "builds the embedded pair of tiny models in a folder"),
 }
+RESUMED: Final = ("run", "fit", "validate", "test", "predict")
+"""Verbs that signals end in good order."""
 INTERRUPTED: Final = 130
 
 
@@ -46,7 +48,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 when all went well, 1 for a mistake in what was given, 2 for an unknown verb or a missing
-        input, 130 after Ctrl-C, 143 after SIGTERM, 0 after SIGUSR1.
+        input, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 0 after SIGUSR1.
     """
     argv = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in argv
@@ -59,8 +61,11 @@ def main(args: Sequence[str] | None = None) -> int:
         if verb not in VERBS:
             raise UnknownVerbError(f"there is no verb {verb!r}; there are {', '.join(VERBS)}")
         module, function = VERBS[verb][0].split(":")
-        given = argv if function == "run_stage" else argv[1:]
-        return int(getattr(import_module(module), function)(given))
+        if verb not in RESUMED:
+            return int(getattr(import_module(module), function)(argv[1:]))
+        with Interruptions() as interruptions:  # before the verb is imported: with torch that takes seconds
+            verb_function = getattr(import_module(module), function)
+            return int(verb_function(argv[1:]) if verb == "run" else verb_function(argv, interruptions))
     except InputError as error:
         if debug:
             traceback.print_exc()

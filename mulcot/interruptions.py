@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import signal
+import stat
 import subprocess
 import threading
 import time
@@ -13,10 +15,14 @@ from types import FrameType, TracebackType
 from typing import Any, Final
 
 _LOG: Final = logging.getLogger(__name__)
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Ctrl-C; what a scheduler or `kill` sends; what SLURM sends before a job's time is over (`--signal=USR1@120`)."""
-_ONE_KEYSTROKE: Final = 0.3
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""Ctrl-C; what a scheduler or `kill` sends; what SLURM sends before a job's time is over (`--signal=USR1@120`); what a
+terminal that goes away leaves."""
+ONE_KEYSTROKE: Final = 0.3
 """Seconds in which a second SIGINT is the first one again: a terminal and a launcher may both hand it on."""
+
+_RANKS: Final = ("SLURM_PROCID", "RANK", "NODE_RANK", "LOCAL_RANK")
+"""Where srun, torchrun and Lightning's own launcher say which process this is."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -27,7 +33,7 @@ class Interrupted(KeyboardInterrupt):
         said: what became of the work, for the user.
     """
 
-    def __init__(self, number: int, said: str = "the same command goes on") -> None:
+    def __init__(self, number: int, said: str) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}; {said}")
         self.number = number
 
@@ -49,7 +55,8 @@ def exit_code(number: int) -> int:
 class Interruptions:
     """Takes the signals: notes them while `held`, else ends what runs; a second Ctrl-C ends the process at once.
 
-    A context manager, which puts the handlers back that were there. Outside of the main thread it does nothing.
+    A context manager, which puts the handlers back that were there, and asks SLURM to start the job again when SIGUSR1
+    ended what ran in it. Outside of the main thread it takes no signals.
     """
 
     def __init__(self) -> None:
@@ -57,8 +64,10 @@ class Interruptions:
         """The signal that arrived first, 0 for none."""
         self.held = False
         """Whether whoever asks for `received` saves before it ends."""
-        self.requeues = True
-        """Whether SLURM is asked to start the job again after SIGUSR1."""
+        self.again = "the same command"
+        """What goes on where this run was ended."""
+        self.requeues = "MULCOT_CHAIN" not in os.environ
+        """Whether SLURM is asked to start the job again after SIGUSR1; `mulcot run` does so for all its steps."""
         self._since = 0.0
         self._before: dict[int, Any] = {}
 
@@ -74,6 +83,8 @@ class Interruptions:
         self.held = False
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if isinstance(error, Interrupted) and error.number == signal.SIGUSR1 and self.requeues:
+            requeue()
 
     def install(self) -> None:
         """Takes the signals (again): Lightning puts handlers of its own there when it starts."""
@@ -83,12 +94,24 @@ class Interruptions:
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
+        if number == signal.SIGHUP:
+            leave_terminal()
         if not self.received:
             self.received, self._since = number, now
             if not self.held:
-                raise Interrupted(number)
-        elif number == signal.SIGINT and now - self._since > _ONE_KEYSTROKE:
+                raise Interrupted(number, f"{self.again} goes on")
+        elif number == signal.SIGINT and now - self._since > ONE_KEYSTROKE:
             os._exit(exit_code(number))
+
+
+def leave_terminal() -> None:
+    """Lets what is still to be said go nowhere: to write to a terminal that is gone is an error, and ends a save."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        with contextlib.suppress(OSError):  # closed before
+            if stat.S_ISCHR(os.fstat(number).st_mode):
+                os.dup2(nowhere, number)
+    os.close(nowhere)
 
 
 def requeue() -> None:
@@ -97,7 +120,8 @@ def requeue() -> None:
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ.get('SLURM_ARRAY_TASK_ID', '')}"
     by_hand = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
-    if not re.fullmatch(r"[0-9_]+", job) or by_hand or os.environ.get("SLURM_PROCID", "0") != "0":
+    is_first = all(os.environ.get(name, "0") == "0" for name in _RANKS)
+    if not re.fullmatch(r"[0-9_]+", job) or by_hand or not is_first:
         return
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False, timeout=60)

@@ -43,15 +43,6 @@ def check_processes(trainer: Trainer, environment: Mapping[str, str] = os.enviro
         )
 
 
-def started_again(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether torchrun started this process once more after one had died (`--max-restarts`).
-
-    Args:
-        environment: that of the process.
-    """
-    return int(environment.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-
-
 def leave_used_store(environment: MutableMapping[str, str] = os.environ) -> None:
     """Lets processes that torchrun started again on one machine meet at a new address.
 
@@ -63,7 +54,8 @@ def leave_used_store(environment: MutableMapping[str, str] = os.environ) -> None
         environment: that of the process, in which the address is changed.
     """
     one_machine = environment.get("GROUP_WORLD_SIZE") == "1"
-    if not (started_again(environment) and one_machine and environment.get(_SHARED_STORE) == "True"):
+    again = environment.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if not (again and one_machine and environment.get(_SHARED_STORE) == "True"):
         return
     used = TCPStore(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), is_master=False)
     meeting = PrefixStore(f"mulcot/{environment['TORCHELASTIC_RESTART_COUNT']}", used)

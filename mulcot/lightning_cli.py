@@ -39,7 +39,8 @@ from mulcot.config_overlays import NamedConfigFile, with_nulls_kept, with_values
 from mulcot.files import write_atomic
 from mulcot.ground import FORMAT, check_allowed, ground_of
 from mulcot.interruptions import Interruptions
-from mulcot.launching import check_processes, end_others, leave_used_store, started_again
+from mulcot.launches import was_begun_before
+from mulcot.launching import check_processes, end_others, leave_used_store
 from mulcot.manifests import command_key, input_digests, package_versions, recorded_name
 from mulcot.models import MODEL_FOLDER, find_model, is_sharded, load_trained
 from mulcot.ranges import check_ranges, check_trainer
@@ -170,8 +171,9 @@ class MulcotCLI(LightningCLI):
             given = self.config[str(self.subcommand)]
             given["stage_dir"] = given["model.init_args.stage_dir"] = Path(scratch)
         self.folder = StageFolder(self.stage_dir)
-        # A stage that was to start anew has started, when one of its processes died.
-        self.fresh = bool(self._get(self.config, "fresh")) and not started_again()
+        self.fresh = bool(self._get(self.config, "fresh")) and not was_begun_before(self.stage_dir)
+        told = ["--fresh"] * self.fresh + ["--ckpt_path"] * bool(self._get(self.config, "ckpt_path"))
+        self.interruptions.again = "the same command" + f" without {' and '.join(told)}" * bool(told)
 
     def instantiate_classes(self) -> None:
         """As in the base class; what a constructor refuses leaves as one line, and so does a stage that is finished."""
@@ -197,8 +199,12 @@ class MulcotCLI(LightningCLI):
             raise with_place(explained, self.argv) from error
         check_processes(self.trainer)
         leave_used_store()
-        if self.subcommand in ("fit", "predict") and self.trainer.is_global_zero and not self.fresh:
-            self.folder.refuse_finished()
+        if self.subcommand in ("fit", "predict") and not self.fresh:
+            if was_begun_before(self.stage_dir) and self.folder.is_finished():
+                print(f"{self.stage_dir} was finished before this job was started again")
+                raise SystemExit(0)
+            if self.trainer.is_global_zero:
+                self.folder.refuse_finished()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds what no overlay may drop: loss terms, inspection, checkpoints, progress, durable saving."""
@@ -235,7 +241,7 @@ class MulcotCLI(LightningCLI):
             callbacks.append(probes)
         plugins = config.get("plugins") or []
         config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), DurableCheckpointIO()]
-        self.interruptions.requeues = all(getattr(plugin, "auto_requeue", True) for plugin in config["plugins"])
+        self.interruptions.requeues &= all(getattr(plugin, "auto_requeue", True) for plugin in config["plugins"])
         return self._instantiate_trainer({**config, **kwargs}, callbacks)
 
     # -- what happens around a verb ---------------------------------------------------------------------------------
@@ -252,13 +258,15 @@ class MulcotCLI(LightningCLI):
         """Resumes an unfinished stage of the same configuration."""
         if isinstance(self.model, TeacherStage):
             raise InputError("the teacher is not trained: label posts with `mulcot predict --config teacher.yaml`")
-        self._begin()
+        self._hold()
         self.model.origin = {"format": FORMAT, "ground": self._ground(), "versions": package_versions()}
         named = self.config_init["fit"].get("ckpt_path")
-        # What lies there when a stage starts anew is about to be removed by the first process.
-        paths = [Path(named)] if named else [] if self.fresh else self.folder.checkpoints
-        resumed = find_resumed(paths, self.model.origin["ground"], self.allowed, named=named is not None)
-        if resumed is not None:
+        given = None if named is None else Path(named)
+        resumed = find_resumed(self.folder, given, self.model.origin["ground"], self.allowed, fresh=self.fresh)
+        self._begin()
+        if resumed is None:
+            self.config_init["fit"]["ckpt_path"] = None
+        else:
             self.config_init["fit"]["ckpt_path"] = str(resumed.path)
             self.datamodule.begins_epoch_anew = resumed.begins_epoch_anew
             if self.trainer.is_global_zero:
@@ -306,7 +314,7 @@ class MulcotCLI(LightningCLI):
             write_atomic(self.stage_dir / "metrics-test.json", json.dumps(metrics, indent=2))
 
     def before_predict(self) -> None:
-        """See `_begin`."""
+        """See `_hold`."""
         if not is_overridden("predict_step", self.model, LightningModule):
             raise InputError(
                 f"{type(self.model).__name__} predicts nothing: `mulcot predict` takes teacher.yaml (labels), "
@@ -314,6 +322,7 @@ class MulcotCLI(LightningCLI):
             )
         if isinstance(self.model, TeacherStage):
             self.model.yes = bool(self._get(self.config, "yes"))
+        self._hold()
         self._begin()
 
     def after_predict(self) -> None:
@@ -377,8 +386,8 @@ class MulcotCLI(LightningCLI):
             log.write(self.stage_dir / BAD_ROWS)
         return bool(log.bad)
 
-    def _begin(self) -> None:
-        """Reads what can be wrong, notes what the stage reads, and only then touches the stage's folder."""
+    def _hold(self) -> None:
+        """Reads what can be wrong, notes what the stage reads, and keeps others out of the stage's folder."""
         models = self.model.input_models() if isinstance(self.model, ModelStage) else []
         for model in models:
             find_model(model)  # a missing one is told of before posts are read
@@ -393,5 +402,9 @@ class MulcotCLI(LightningCLI):
             self.model.inputs = self.inputs
         if self.trainer.is_global_zero:
             self.resources.enter_context(self.folder.held())
+
+    def _begin(self) -> None:
+        """Only now the stage's folder is touched."""
+        if self.trainer.is_global_zero:
             self.folder.begin(self.key, fresh=self.fresh)
         self._list_bad_rows()

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from mulcot.checkpoints import newest_good, read_checkpoint
 from mulcot.ground import FORMAT, Ground, check_ground
+from mulcot.launches import was_begun_before
 from mulcot.manifests import package_versions
+from mulcot.stage_folder import StageFolder
 from mulcot.types import InputError
 
 _LOG = logging.getLogger(__name__)
@@ -27,24 +29,29 @@ class Resumed:
     """Whether the posts of its epoch, or the steps that they make, are others now."""
 
 
-def find_resumed(paths: Sequence[Path], ground: Ground, allowed: Collection[str], *, named: bool) -> Resumed | None:
-    """The newest good checkpoint; a damaged one is told of and passed over.
+def find_resumed(
+    folder: StageFolder, named: Path | None, ground: Ground, allowed: Collection[str], *, fresh: bool
+) -> Resumed | None:
+    """The checkpoint that was named, else the newest good one of the stage; a damaged one is told of and passed over.
 
     Args:
-        paths: the checkpoints that there may be, the newest first.
+        folder: of the stage, as an earlier fit left it.
+        named: the checkpoint that the user named.
         ground: what the fit stands on now.
         allowed: groups of the ground that may have changed.
-        named: whether the user named the checkpoint, so that it must be there.
+        fresh: whether the folder is about to be emptied.
 
     Returns:
         Where the fit goes on; None when there is no checkpoint at all.
 
     Raises:
-        InputError: every checkpoint is damaged, or the newest good one is of a later version or of other ground.
+        InputError: the named checkpoint is not there or would be removed, the stage has others of its own, every one
+            is damaged, or the newest good one is of a later version or of other ground.
     """
+    paths = _candidates(folder, named, fresh)
     path, refusals = newest_good(paths)
-    if path is None and (refusals or named):
-        raise InputError("; ".join(refusals) or f"{paths[0]}: there is no such checkpoint")
+    if path is None and (refusals or named in paths):
+        raise InputError("; ".join(refusals) or f"{named}: there is no such checkpoint")
     if path is None:
         return None
     checkpoint = read_checkpoint(path, mmap=True)
@@ -61,6 +68,24 @@ def find_resumed(paths: Sequence[Path], ground: Ground, allowed: Collection[str]
         _LOG.warning("%s. The fit goes on from %s", refusal, where)
     _tell_versions(origin["versions"])
     return Resumed(path, step, bool({"batch", "data", "world"}.intersection(changed)))
+
+
+def _candidates(folder: StageFolder, named: Path | None, fresh: bool) -> Sequence[Path]:
+    """The checkpoints that may be gone on from, the newest first: nothing that a fit has saved is lost by another's."""
+    if named is None:
+        return [] if fresh else folder.checkpoints
+    inside = named.resolve().is_relative_to(folder.path.resolve())
+    if fresh and inside:
+        raise InputError(f"--ckpt_path {named}: --fresh would remove it: give one of the two, or another --stage")
+    own = next((path for path in folder.checkpoints if path.is_file()), None)
+    if fresh or inside or own is None:
+        return [named]
+    if was_begun_before(folder.path):
+        return folder.checkpoints
+    raise InputError(
+        f"--ckpt_path {named}: the stage has a checkpoint of its own, {own}: leave out --ckpt_path to go on from that, "
+        "or give --fresh to begin again from the one that was named"
+    )
 
 
 def _tell_versions(before: Mapping[str, str]) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Final
 from mulcot.checkpoint_digests import forget_digests
 from mulcot.checkpoints import LAST, PREVIOUS
 from mulcot.files import sweep, write_atomic
+from mulcot.launches import note_begin
 from mulcot.locks import locked
 from mulcot.manifests import MANIFEST_NAME, make_manifest, output_digests, read_manifest, write_manifest
 from mulcot.models import MODEL_FOLDER
@@ -62,9 +63,13 @@ class StageFolder:
         """All checkpoints that a fit can go on from, the newest first."""
         return [self.last, self.last.with_name(PREVIOUS), self.best]
 
+    def is_finished(self) -> bool:
+        """Whether the stage is done."""
+        return read_manifest(self.path) is not None
+
     def refuse_finished(self) -> None:
         """Raises an InputError when the stage is done."""
-        if read_manifest(self.path) is not None:
+        if self.is_finished():
             raise InputError(f"{self.path} is finished: give --fresh to start it anew, or another --stage")
 
     @contextmanager
@@ -91,9 +96,10 @@ class StageFolder:
         Raises:
             InputError: It was to be emptied and is no stage's folder, or it cannot be written to.
         """
-        if fresh:
-            self._empty()
         try:
+            if fresh:
+                self._empty()
+            note_begin(self.path)
             write_atomic(self.path / KEY, key)
         except OSError as error:
             raise _refused(self.path, error) from error

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -12,20 +10,24 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from transformers.utils import logging as transformers_logging
 
 from mulcot.checkpoints import NO_ROOM
 from mulcot.config_errors import with_place
-from mulcot.interruptions import Interrupted, Interruptions, requeue
+from mulcot.interruptions import Interruptions
 from mulcot.lightning_cli import MulcotCLI
 from mulcot.memory import is_out_of_memory, memory_advice
 from mulcot.shown_text import first_line
 from mulcot.types import InputError
 
 
-def run_stage(argv: Sequence[str]) -> int:
-    """Runs one Lightning verb; the exit code says whether it came to its end."""
+def run_stage(argv: Sequence[str], interruptions: Interruptions) -> int:
+    """Runs one Lightning verb; the exit code says whether it came to its end.
+
+    Args:
+        argv: the verb and its arguments.
+        interruptions: tells of signals.
+    """
     # Tips for other products, a bar for each file that is read and advice that does not apply here would bury what a
     # reader looks for: resuming into a folder with checkpoints is meant, the data module knows what an epoch has seen,
     # and decoding in the main process is meant, too.
@@ -41,7 +43,7 @@ def run_stage(argv: Sequence[str]) -> int:
     # A class of the user's own lies beside the configuration, and never hides an installed package.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
-    with Interruptions() as interruptions, ExitStack() as resources:
+    with ExitStack() as resources:
         try:
             MulcotCLI(argv, interruptions, resources)
         except MisconfigurationException as error:
@@ -61,13 +63,5 @@ def run_stage(argv: Sequence[str]) -> int:
             cause = left.__context__ if isinstance(left, SystemExit) else left
             if not isinstance(cause, KeyboardInterrupt):
                 raise
-            if isinstance(cause, Interrupted) and cause.number == signal.SIGUSR1 and interruptions.requeues:
-                _requeue()
             raise cause from None  # Lightning leaves with 1 after Ctrl-C
     return 0
-
-
-def _requeue() -> None:
-    """Has SLURM start the job again, unless `mulcot run` does so for all its steps."""
-    if getattr(rank_zero_only, "rank", 0) == 0 and "MULCOT_CHAIN" not in os.environ:
-        requeue()

@@ -141,7 +141,7 @@ class StepCheckpoints(Checkpoint):
 
     def _leave(self, trainer: Trainer, number: int) -> None:
         step = trainer.global_step
-        said = f"step {step} is saved in {self.path}, and the same command goes on from there" if step else ""
+        said = f"step {step} is saved in {self.path}, and {self.interruptions.again} goes on from there" if step else ""
         raise Interrupted(number, said or "nothing was trained yet")
 
 

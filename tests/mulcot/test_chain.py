@@ -329,7 +329,7 @@ def started(name: str) -> bool:
 
 
 @pytest.mark.usefixtures("work")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_an_interrupt_ends_the_steps_and_keeps_what_is_finished(number: signal.Signals) -> None:
     write_chain({"a": plain(), "b": plain("a", sleep="60"), "c": plain("b")})
     process = driver()
@@ -355,6 +355,40 @@ def test_a_second_interrupt_kills_what_ignores_the_first(monkeypatch: pytest.Mon
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
     assert process.returncode == 130
+
+
+@pytest.mark.usefixtures("work")
+def test_one_ctrl_c_that_arrives_twice_lets_the_steps_save() -> None:
+    saves = "import signal, sys, time, pathlib\n"
+    saves += "def save(*_):\n    time.sleep(0.6)\n    pathlib.Path('saved').touch()\n    sys.exit(130)\n"
+    Path("fake.py").write_text(saves + "signal.signal(signal.SIGINT, save)\n" + FAKE)
+    write_chain({"a": plain(sleep="60")})
+    process = driver()
+    wait_for(lambda: started("a"))
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.06)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert Path("saved").exists()
+
+
+@pytest.mark.usefixtures("work")
+def test_what_is_forced_is_not_forced_again_by_a_job_that_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_chain({"a": plain(), "b": plain("a", sleep="60")})
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
+    process = driver("--force")
+    wait_for(lambda: started("b"))
+    process.send_signal(signal.SIGUSR1)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "finished steps are kept, the same command without --force goes on from here" in out
+    write_chain({"a": plain(), "b": plain("a")})
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert ran("--force") == ["b"]
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert ran("--force") == ["a", "b"]
 
 
 def free() -> bool:

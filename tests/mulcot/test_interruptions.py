@@ -22,7 +22,9 @@ def _heeded() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 0)], ids=lambda value: str(value)
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 0), (signal.SIGHUP, 129)],
+    ids=lambda value: str(value),
 )
 def test_a_signal_is_noted_while_held_and_raised_otherwise(number: signal.Signals, code: int) -> None:
     before = [signal.getsignal(each) for each in SIGNALS]
@@ -78,6 +80,7 @@ with Interruptions() as interruptions:
         ({"SLURM_JOB_ID": "71"}, "requeue 71"),
         ({"SLURM_JOB_ID": "73", "SLURM_ARRAY_JOB_ID": "71", "SLURM_ARRAY_TASK_ID": "2"}, "requeue 71_2"),
         ({"SLURM_JOB_ID": "71", "SLURM_PROCID": "1"}, ""),
+        ({"SLURM_JOB_ID": "71", "SLURM_PROCID": "0", "LOCAL_RANK": "1"}, ""),  # which Lightning started itself
         ({"SLURM_JOB_ID": "71", "SLURM_JOB_NAME": "interactive"}, ""),
         ({}, ""),
     ],
@@ -94,7 +97,10 @@ def test_slurm_is_asked_once_and_by_its_first_process(
     command.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path / "asked"}\n')
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    requeue()
+    with pytest.raises(Interrupted):
+        _struck(signal.SIGUSR1)
+    with pytest.raises(Interrupted):
+        _struck(signal.SIGTERM)
     given = tmp_path / "asked"
     assert (given.read_text().strip() if given.exists() else "") == asked
 

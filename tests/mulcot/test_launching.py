@@ -10,7 +10,7 @@ from lightning import Trainer
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch.distributed import TCPStore
 
-from mulcot.launching import check_processes, leave_used_store, started_again
+from mulcot.launching import check_processes, leave_used_store
 from mulcot.types import InputError
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -78,12 +78,6 @@ def test_processes_that_do_not_know_of_each_other_are_refused(environment: dict[
         check_processes(trainer(devices=1), environment)
     check_processes(trainer(devices=1), {})
     check_processes(trainer(devices=1), {"SLURM_NTASKS": "4"})  # in a batch script, without srun
-
-
-def test_only_a_restart_is_one() -> None:
-    assert not started_again({})
-    assert not started_again({"TORCHELASTIC_RESTART_COUNT": "0"})
-    assert started_again({"TORCHELASTIC_RESTART_COUNT": "1"})
 
 
 def test_processes_that_start_again_meet_elsewhere() -> None:
