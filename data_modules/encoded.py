@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_modules.post_table import PostTable, unaltered
+from mulcot.files import refuse_link
 from mulcot.images import upright_size
 from mulcot.rows import PlaceOf, RowEncoder, TextRow, common_length, load_error
 from mulcot.types import TASKS, InputError, Post, StoredPicture, Task
@@ -192,5 +193,5 @@ def write_shard(path: Path, encoded: EncodedPosts) -> None:
     arrays: dict[str, Any] = {}
     for task in TASKS:
         arrays |= {f"{task}.ids": encoded.tails[task].values, f"{task}.offsets": encoded.tails[task].offsets}
-    with path.open("wb") as file:
+    with refuse_link(path).open("wb") as file:
         np.savez(file, head_tokens=encoded.head_tokens, **arrays)

@@ -21,6 +21,7 @@ from mulcot.files import sweep, write_atomic
 from mulcot.launches import note_begin, was_begun_before
 from mulcot.locks import locked
 from mulcot.manifests import MANIFEST_NAME, command_key, read_manifest, staleness
+from mulcot.terminal_tables import words
 from mulcot.types import InputError, MissingInputError
 
 PROGRAM = [sys.executable, "-m", "mulcot"]
@@ -264,10 +265,9 @@ def _show(plan: _Plan, console: Console) -> None:
         why = decision.why or (f"unless {before[0]} gives the same result again" if before else None)
         if why:
             running.add(step.name)
-        table.add_row(
-            step.name, shlex.join(["mulcot", *_arguments(step, decision)]), f"to run: {why}" if why else "finished"
-        )
-    console.print(table, markup=False)
+        command = shlex.join(["mulcot", *_arguments(step, decision)])
+        table.add_row(step.name, words(command), words(f"to run: {why}" if why else "finished"))
+    console.print(table)
 
 
 def _ordered(steps: Sequence[Step]) -> Iterator[Step]:

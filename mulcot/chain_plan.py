@@ -13,6 +13,7 @@ from typing import Any, Final
 from omegaconf import OmegaConf
 
 from mulcot.config_files import read_yaml
+from mulcot.secrecy import check_settings
 from mulcot.types import InputError
 
 LIGHTNING_VERBS: Final = ("fit", "validate", "test", "predict")
@@ -235,6 +236,10 @@ def _expand(
     for seed in seeds:
         stage = name if seed is None else f"{name}-seed{seed}"
         filled = _filled(f"{file}: steps.{name}", settings, {"run_dir": home, "data_root": root, "stage": stage})
+        try:
+            check_settings(filled.get("set", {}))  # which chain.json is about to hold
+        except InputError as error:
+            raise InputError(f"{file}: steps.{name}: {error}") from error
         arguments = _options(filled.get("set", {}))
         if filled["verb"] in LIGHTNING_VERBS:
             overlays = [*values.get("overlays", []), *filled.get("overlays", [])]

@@ -12,7 +12,7 @@ from typing import Final
 
 from mulcot.chain_display import PROGRESS_NAME, Display, clock, tail
 from mulcot.chain_plan import Step
-from mulcot.files import write_atomic
+from mulcot.files import refuse_link, write_atomic
 from mulcot.interruptions import ONE_KEYSTROKE, SIGNALS, exit_code, leave_terminal, requeue
 
 LOG_NAME: Final = "log.txt"
@@ -127,7 +127,7 @@ class Runner:
         write_atomic(step.folder / KEY_NAME, decision.key + "\n")
         self._display.started(step.name, decision.why or "", terminal=step.inherit)
         mode = "wb" if decision.fresh else "ab"  # a resumed step goes on with its log
-        with nullcontext() if step.inherit else (step.folder / LOG_NAME).open(mode) as log:
+        with nullcontext() if step.inherit else refuse_link(step.folder / LOG_NAME).open(mode) as log:
             popen = subprocess.Popen(
                 list(self._steering.command(step, decision)),
                 stdin=subprocess.DEVNULL,

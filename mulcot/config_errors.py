@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mulcot.config_files import find_config
+from mulcot.secrecy import shown
 from mulcot.types import InputError
 
 _UNKNOWN: Final = re.compile(
@@ -59,14 +60,14 @@ def explain_config_error(error: Exception, argv: Sequence[str], parser: Any) -> 
         words, got = literal[-1].groups()
         near = difflib.get_close_matches(got.strip(), re.findall(r"'(.+?)'", words), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        return f"{_place(keys[-1], argv)}{keys[-1]} is {got.strip()!r}; it must be one of {words}{hint}"
+        return f"{_place(keys[-1], argv)}{keys[-1]} is {shown(keys[-1], got.strip())}; it must be one of {words}{hint}"
     if wrong := list(_WRONG.finditer(text)):
         wanted, got = wrong[-1].groups()
-        return f"{_place(keys[-1], argv)}{keys[-1]} is {got.strip()!r}; it must be {_type_name(wanted)}"
+        return f"{_place(keys[-1], argv)}{keys[-1]} is {shown(keys[-1], got.strip())}; it must be {_type_name(wanted)}"
     if keys and (given := _GIVEN.search(text)):
         wanted = " or ".join(dict.fromkeys(_type_name(name) for name in re.findall(r"Expected an? (.+)", text)))
         wanted = "a class: {class_path: ..., init_args: {...}}" if wanted == "null" else wanted
-        return f"{_place(keys[-1], argv)}{keys[-1]} is {given.group(1).strip()!r}; it must be {wanted}"
+        return f"{_place(keys[-1], argv)}{keys[-1]} is {shown(keys[-1], given.group(1).strip())}; it must be {wanted}"
     return (_place(keys[-1], argv) if keys else "") + " ".join(text.split())
 
 

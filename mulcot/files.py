@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from mulcot.types import InputError
+
 _TEMPORARY: Final = re.compile(r"\.(.+\.)?([0-9a-f]{8}|[0-9a-f]{12}|[0-9a-f]{16})\.tmp")
 """The names of files that are being written."""
 
@@ -19,14 +21,15 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     A missing folder is created. An existing file keeps its permissions; a new one gets the usual ones.
 
     Args:
-        path: The file to make or replace; where it is a symbolic link, the file it points to is replaced.
+        path: The file to make or replace.
         data: Text, written as UTF-8 with its line ends as they are, or bytes.
 
     Raises:
+        InputError: It is a symbolic link: a run folder that somebody else made must not name what is written.
         OSError: The folder cannot be written to, or the disk is full; the temporary file is gone then.
     """
     content = data.encode("utf-8") if isinstance(data, str) else data
-    target = Path(os.path.realpath(path))
+    target = refuse_link(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
     # O_EXCL with 0o666 lets the system apply the umask; asking for the umask would mean setting it for all threads.
@@ -44,6 +47,17 @@ def write_atomic(path: Path, data: str | bytes) -> None:
             temporary.unlink()
         raise
     _sync_folder(target.parent)
+
+
+def refuse_link(path: Path) -> Path:
+    """The path, unless nothing may be written there.
+
+    Raises:
+        InputError: It is a symbolic link.
+    """
+    if path.is_symlink():
+        raise InputError(f"{path}: is a symbolic link, through which nothing is written: remove it, or name the file")
+    return path
 
 
 def sweep(paths: Iterable[Path]) -> None:

@@ -94,9 +94,9 @@ def _print(answer: Answer, as_json: bool) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    table.add_row("label", answer.label)
+    table.add_row("label", words(answer.label))
     shares = sorted(answer.probabilities.items(), key=lambda item: -item[1])
-    table.add_row("probabilities", "  ".join(f"{label} {share:.3f}" for label, share in shares))
+    table.add_row("probabilities", words("  ".join(f"{label} {share:.3f}" for label, share in shares)))
     if answer.rationale is None:
         table.add_row("rationale", words(f"refused: {answer.refusal}"))
         table.add_row("reply", words(answer.reply))

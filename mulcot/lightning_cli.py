@@ -45,6 +45,7 @@ from mulcot.manifests import command_key, input_digests, package_versions, recor
 from mulcot.models import MODEL_FOLDER, find_model, is_sharded, load_trained
 from mulcot.ranges import check_ranges, check_trainer
 from mulcot.resuming import find_resumed
+from mulcot.secrecy import check_settings
 from mulcot.shown_text import first_line
 from mulcot.stage_folder import METRICS, StageFolder, check_stage_name
 from mulcot.types import InputError, MissingInputError
@@ -163,6 +164,7 @@ class MulcotCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Finds the stage's folder; a `fast_dev_run` leaves nothing behind."""
+        check_settings(self.config[str(self.subcommand)].as_dict())  # before a file holds them
         self.key = command_key(self.argv)
         check_stage_name(str(self._get(self.config, "stage")))
         self.allowed = check_allowed(self._get(self.config, "allow_changed"))

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from mulcot.files import refuse_link
 from mulcot.types import InputError
 
 _WITHOUT: Final = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
@@ -35,10 +36,13 @@ def locked(path: Path, refusal: str) -> Iterator[int]:
 
     Raises:
         InUseError: Another process holds it.
+        InputError: Something else has its name.
         OSError: The file cannot be made.
     """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    handle = os.open(refuse_link(path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
+        if os.fstat(handle).st_nlink > 1:
+            raise InputError(f"{path}: is a second name of another file, which the lock would overwrite: remove it")
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

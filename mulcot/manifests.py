@@ -198,6 +198,8 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise
     except FileNotFoundError:
         return None
+    except NotADirectoryError as error:
+        raise InputError(f"{folder}: cannot be a folder, for a part of it is a file: name another") from error
     except (ValueError, RecursionError) as error:
         raise _damaged(path, "it is not JSON") from error
     if not isinstance(content, dict):

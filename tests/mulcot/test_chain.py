@@ -249,6 +249,21 @@ def test_dry_run_shows_and_touches_nothing(capfd: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.usefixtures("work")
+def test_dry_run_spells_out_what_would_act_on_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    write_chain({"a": plain(**{"x": "\x1b[32m[bold]b[/bold][/]"})})
+    assert go("--dry-run") == 0
+    assert "[U+001B][32m[bold]b[/bold][/]" in capfd.readouterr().out
+
+
+@pytest.mark.usefixtures("work")
+def test_a_run_folder_below_a_file_is_refused_in_one_line() -> None:
+    write_chain({"a": plain()})
+    Path("file").touch()
+    with pytest.raises(InputError, match="file/x/a: cannot be a folder"):
+        go("--run_dir", "file/x")
+
+
+@pytest.mark.usefixtures("work")
 def test_seeds_make_one_step_each_and_after_means_all_of_them() -> None:
     write_chain({"end": plain("student", reads=[]), "student": fit(seeds=True)}, seeds=[0, 5])
     assert ran("--jobs", "1") == ["student-seed0", "student-seed5", "end"]

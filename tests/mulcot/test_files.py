@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from mulcot.files import write_atomic
+from mulcot.types import InputError
 
 
 @pytest.mark.parametrize(("data", "content"), [("ä\r\n\n", b"\xc3\xa4\r\n\n"), (b"\0\xff", b"\0\xff"), ("", b"")])
@@ -60,8 +61,11 @@ def test_permissions_are_kept_or_those_of_any_new_file(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o640
 
 
-def test_a_link_stays_a_link(tmp_path: Path) -> None:
+def test_nothing_is_written_through_or_over_a_link(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
     (tmp_path / "link").symlink_to("file")
-    write_atomic(tmp_path / "link", "text")
+    with pytest.raises(InputError, match="link: is a symbolic link"):
+        write_atomic(tmp_path / "link", "text")
     assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "file").read_text() == "text"
+    assert (tmp_path / "file").read_text() == "precious"
+    assert len(list(tmp_path.iterdir())) == 2

@@ -73,3 +73,18 @@ def test_a_run_that_is_not_there_is_no_name_on_the_hub(
         assert len(lines) == 1
         assert given in lines[0]
         assert "`mulcot fit" in lines[0]
+
+
+def test_labels_of_a_model_can_neither_act_on_the_terminal_nor_be_markup(
+    capsys: pytest.CaptureFixture[str], embedded: Path, question: list[str], tmp_path: Path
+) -> None:
+    odd = "po\x1b[31m\x9b1m[link=http://e]X[/link][/b]"
+    stage = StudentStage(str(embedded / "models" / "student"), tmp_path, labels=[odd, "bad"])
+    stage.configure_model()
+    checkpoint: dict = {}
+    stage.on_save_checkpoint(checkpoint)
+    DurableCheckpointIO().save_checkpoint(checkpoint, tmp_path / "best.ckpt")
+    assert main(["infer", "--model", str(tmp_path / "best.ckpt"), *question]) == 0
+    shown = "".join(capsys.readouterr().out.split())
+    assert "po[U+001B][31m[U+009B]1m[link=http://e]X[/link][/b]" in shown
+    assert not {"\x1b", "\x9b"} & set(shown)

@@ -96,3 +96,51 @@ def test_a_key_written_into_the_yaml_is_refused_and_not_echoed(
     shown = capfd.readouterr()
     assert "api_key_env" in shown.err
     assert not told((shown.out + shown.err).encode())
+
+
+CHAIN = """
+run_dir: {run}
+steps:
+  teacher:
+    verb: predict
+    config: teacher.yaml
+    set: {{model.init_args.teacher: {{class_path: OpenAITeacher, init_args: {given}}}}}
+"""
+SPELT = {
+    "a user of an address": f'{{base_url: "https://u:{KEY[:9]}@h/v1"}}',
+    "a query of an address": f'{{base_url: "https://h/v1?key={KEY[:9]}"}}',
+    "a key for its variable": f'{{api_key_env: "{KEY}"}}',
+    "a list for its variable": f'{{api_key_env: ["{KEY}"]}}',
+    "the value of a variable": f'{{model: "{KEY}"}}',
+}
+
+
+@pytest.mark.parametrize("name", SPELT)
+@pytest.mark.parametrize("options", [[], ["--dry-run"]], ids=["run", "dry-run"])
+def test_a_chain_that_holds_a_key_writes_and_shows_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], name: str, options: list[str]
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    file = tmp_path / "chain.yaml"
+    file.write_text(CHAIN.format(run=tmp_path / "run", given=SPELT[name]))
+    assert main(["run", "--config", str(file), *options]) == 1
+    shown = capfd.readouterr()
+    assert "steps.teacher: model.init_args.teacher.init_args." in shown.err
+    assert KEY[:9] not in shown.out + shown.err
+    assert list(tmp_path.rglob("*")) == [file]
+
+
+@pytest.mark.parametrize(
+    "given", ["{api_key_env: [%s]}", "{api_key_env: {a: %s}}", "[%s]", '{model: "${oc.env:OPENAI_API_KEY}"}']
+)
+def test_a_key_in_another_place_of_the_yaml_is_not_repeated_either(
+    embedded: Path, overlay: Path, capfd: pytest.CaptureFixture[str], given: str
+) -> None:
+    given = given.replace("%s", f'"{KEY}"')
+    overlay.write_text(OVERLAY.partition("init_args: {base_url")[0] + f"init_args: {given}\n")
+    assert label(embedded, overlay, "canary_elsewhere") == 1
+    shown = capfd.readouterr()
+    assert "mulcot: error: " in shown.err
+    assert not told((shown.out + shown.err.partition("mulcot: error: ")[2]).encode())
+    stage = embedded / "canary_elsewhere"
+    assert not [path for path in stage.rglob("*") if path.is_file() and told(path.read_bytes())]
