@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from mulcot.checkpoints import NO_ROOM
 from mulcot.config_errors import with_place
 from mulcot.interruptions import Interrupted, Interruptions, requeue
+from mulcot.launching import has_lost_other
 from mulcot.lightning_cli import MulcotCLI
 from mulcot.memory import is_out_of_memory, memory_advice
 from mulcot.shown_text import first_line
@@ -54,9 +55,10 @@ def run_stage(argv: Sequence[str]) -> int:
                 "make room and give the same command again"
             ) from error
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            advice = _advice(error)
+            if advice is None:
                 raise
-            raise InputError(memory_advice(error)) from error
+            raise InputError(advice) from error
         except (SystemExit, KeyboardInterrupt) as left:
             cause = left.__context__ if isinstance(left, SystemExit) else left
             if not isinstance(cause, KeyboardInterrupt):
@@ -65,6 +67,18 @@ def run_stage(argv: Sequence[str]) -> int:
                 _requeue()
             raise cause from None  # Lightning leaves with 1 after Ctrl-C
     return 0
+
+
+def _advice(error: RuntimeError | MemoryError) -> str | None:
+    """What to do about an error that the machine made, not the stage; None for all others."""
+    if is_out_of_memory(error):
+        return memory_advice(error)
+    if has_lost_other(error):
+        return (
+            "another process of this stage ended; its own message, if it left one, stands above. A fit's last "
+            f"checkpoint is kept: give the same command again, which goes on from there ({first_line(error)[:160]})"
+        )
+    return None
 
 
 def _requeue() -> None:
