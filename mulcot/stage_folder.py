@@ -62,10 +62,16 @@ class StageFolder:
         """All checkpoints that a fit can go on from, the newest first."""
         return [self.last, self.last.with_name(PREVIOUS), self.best]
 
-    def refuse_finished(self) -> None:
-        """Raises an InputError when the stage is done."""
-        if read_manifest(self.path) is not None:
-            raise InputError(f"{self.path} is finished: give --fresh to start it anew, or another --stage")
+    def refuse_finished(self, *, trains: bool) -> None:
+        """Raises an InputError when the stage is done; one that trains says how it is trained on."""
+        if read_manifest(self.path) is None:
+            return
+        longer = (
+            f"; to train it longer: --stage OTHER --ckpt_path {self.last} --allow_changed schedule"
+            if trains and self.last.is_file()
+            else ""
+        )
+        raise InputError(f"{self.path} is finished: give --fresh to start it anew, or another --stage{longer}")
 
     @contextmanager
     def held(self) -> Iterator[None]:
