@@ -292,8 +292,8 @@ def load_trained(
     # torch would list all the weights of another shape, in a line each.
     if told := misfit(weights, trained | {name: own[name] for name in weights if name in own}):
         raise InputError(
-            f"{path}: {told}; take the model and the adapter that it was trained with (model.init_args.pretrained, "
-            "model.init_args.lora), or another checkpoint"
+            f"{path}: the checkpoint's weights do not fit this model: {told}; take the model and the adapter that it "
+            "was trained with (model.init_args.pretrained, model.init_args.lora), or another checkpoint"
         )
     model.load_state_dict(weights, strict=False)
 

@@ -23,7 +23,10 @@ def check_fits(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:
         InputError: a weight is missing, or has another shape.
     """
     if told := misfit(old, new):
-        raise InputError(f"{told}; take its model and adapter, or give --fresh")
+        raise InputError(
+            f"the checkpoint's weights do not fit this model, against which no --allow_changed helps: {told}; take its "
+            "model and adapter, or give --fresh"
+        )
 
 
 def misfit(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> str:
@@ -37,10 +40,7 @@ def misfit(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> str:
     for name in (*(name for name in new if name in old), *new, *old):
         shapes = [str(list(each[name].shape)) if name in each else "not there" for each in (old, new)]
         if shapes[0] != shapes[1]:
-            return (
-                "the checkpoint's weights do not fit this model, against which no --allow_changed helps: "
-                f"{name} was {shapes[0]}, is {shapes[1]}"
-            )
+            return f"{name} was {shapes[0]}, is {shapes[1]}"
     return ""
 
 

@@ -177,7 +177,7 @@ def test_weights_of_other_shapes_are_named_with_both(
     assert main(command("test", embedded, "misfit_size", *larger, "--ckpt_path", path)) == 1
     said = capsys.readouterr().err
     assert f"mulcot: error: {path}: the checkpoint's weights do not fit this model" in said
-    name, old, new = said.split("--allow_changed helps: ")[1].split("; ")[0].replace(" was ", ", is ").split(", is ")
+    name, old, new = said.split("do not fit this model: ")[1].split("; ")[0].replace(" was ", ", is ").split(", is ")
     state = torch.load(path, weights_only=True)["state_dict"]
     assert list(state[f"model.{name}"].shape) == json.loads(old) != json.loads(new)
     path = adapter / "checkpoints" / "best.ckpt"
