@@ -119,6 +119,25 @@ class DurableCheckpointIO(CheckpointIO):
         note_digests(target.parent, added, present)
 
 
+def check_given(given: str | None) -> None:
+    """Refuses a `--ckpt_path` that cannot name a checkpoint; what lies there is looked at when it is read.
+
+    Args:
+        given: the option; None where it was left out.
+
+    Raises:
+        InputError: it is empty, or the address of another machine.
+    """
+    if given is None:
+        return
+    if not given.strip():
+        raise InputError(
+            "--ckpt_path is empty: give a checkpoint of `mulcot fit`, such as runs/demo/student/checkpoints/last.ckpt, "
+            "or leave the option out"
+        )
+    _local(given)
+
+
 def newest_good(paths: Iterable[Path]) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that can be gone on from.
 

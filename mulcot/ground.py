@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -79,12 +79,19 @@ _MANNER: Final = (
 NAMES: Final = (*(name for name, _ in _GROUPS), "world")
 """What `--allow_changed` may name."""
 _ABSENT: Final = "none"
+_BASE: Final = "base"
+_PRETRAINED: Final = "model.init_args.pretrained"
+_DROPOUT: Final = "model.init_args.lora.dropout"
+"""Acts in training alone."""
+_QUANTISE: Final = "model.init_args.quantise"
+"""An adapter belongs to the whole weights, which is what `infer` and `export` put it on, and may be measured on them
+although it was trained on quantised ones."""
 
 
 def ground_of(
     config: Mapping[str, Any],
     inputs: Mapping[str, str],
-    models: Collection[str],
+    models: Sequence[str],
     encoder: Mapping[str, str],
     world: int,
 ) -> Ground:
@@ -94,7 +101,7 @@ def ground_of(
         config: the resolved configuration.
         inputs: the digest of every file and folder that the stage reads, by path. They stand for the paths, so that
             data and models may lie elsewhere when the fit goes on.
-        models: those of the inputs that are models.
+        models: those of the inputs that are models, the one that is trained first.
         encoder: digests of prompts, chat template, vocabulary and picture sizes.
         world: how many processes train.
     """
@@ -105,10 +112,23 @@ def ground_of(
             ground[group][name] = value
     for path, digest in inputs.items():
         group = "model" if path in models else "data"
-        ground[group]["/".join(Path(path).parts[-2:])] = digest[:12]
+        ground[group][_end(path)] = digest[:12]
+    # Beside the groups, for who evaluates: of the models above it alone lies below what is trained.
+    trained = {path: digest for path, digest in inputs.items() if path == models[0]}
+    ground[_BASE] = base_ground(ground["model"].get(_PRETRAINED), trained)
     ground["model"] |= dict(encoder)
     ground["world"]["processes"] = world
     return ground
+
+
+def base_ground(pretrained: str | None, digests: Mapping[str, str]) -> dict[str, Any]:
+    """The model that is trained, or that carries what is: its digest, or its name on the hub.
+
+    Args:
+        pretrained: as it is named in the configuration.
+        digests: its digest by path; empty where it is not on this disk.
+    """
+    return {_end(path): digest[:12] for path, digest in digests.items()} or {_PRETRAINED: pretrained}
 
 
 def check_ground(found: Ground | None, wanted: Ground, allowed: Collection[str], where: str) -> list[str]:
@@ -129,15 +149,58 @@ def check_ground(found: Ground | None, wanted: Ground, allowed: Collection[str],
     if found is None:
         raise InputError(f"{where} was begun by another version of mulcot, which cannot be gone on from: give --fresh")
     changed = {name: told for name in NAMES if (told := _differences(found.get(name, {}), wanted[name]))}
-    refused = [name for name in changed if name not in allowed]
-    if refused:
-        sides = "; ".join(f"{name}: {', '.join(changed[name])}" for name in refused)
+    if sides := _refused(changed, allowed):
         raise InputError(
             f"{where} was begun on other ground: {sides}. Give back what was, go on with the change "
             f"(--allow_changed {','.join(changed)}), or start anew (--fresh; of a chain's step "
             "`mulcot run --only STEP --force`)"
         )
     return list(changed)
+
+
+def check_base(
+    found: object, config: Mapping[str, Any], base: Mapping[str, Any], allowed: Collection[str], where: str
+) -> list[str]:
+    """Refuses to evaluate an adapter, or a part of the weights, on another model than it was trained on.
+
+    Args:
+        found: the ground that the checkpoint says it was made on.
+        config: the resolved configuration of the evaluation.
+        base: see `base_ground`; the model that the weights go onto now.
+        allowed: groups that may have changed.
+        where: which checkpoint it is, for the message.
+
+    Returns:
+        What else the adapter was trained with, old and new; it does not change what the adapter is.
+
+    Raises:
+        InputError: model or adapter has changed, or the checkpoint does not say what they were.
+    """
+    if not (isinstance(found, dict) and all(isinstance(found.get(name), dict) for name in ("adapter", "model"))):
+        if {"adapter", "model"}.issubset(allowed):
+            return []
+        raise InputError(
+            f"{where} does not say on which model and with which adapter its weights were trained: give a checkpoint "
+            "that this version of `mulcot fit` wrote, or evaluate it all the same (--allow_changed model,adapter)"
+        )
+    # A checkpoint of before the base stood for itself has it among the models, by the same end of its path.
+    old = found.get(_BASE) or {name: found["model"][name] for name in base if name in found["model"]}
+    was = {name: value for name, value in found["adapter"].items() if name != _DROPOUT}
+    now = {name: value for name, value in _flat(config) if _group(name) == "adapter" and name != _DROPOUT}
+    adapter = _differences(was, now)
+    quantised = [told for told in adapter if told.startswith(_QUANTISE)]
+    changed = {
+        # The same model may lie elsewhere.
+        "model": [] if list(old.values()) == list(base.values()) else _differences(old, base),
+        "adapter": [told for told in adapter if told not in quantised],
+    }
+    if sides := _refused(changed, allowed):
+        names = ",".join(name for name, told in changed.items() if told)
+        raise InputError(
+            f"{where} holds a part of its model alone, and was trained on another: {sides}. Give back what was, or "
+            f"evaluate it all the same (--allow_changed {names})"
+        )
+    return quantised
 
 
 def check_allowed(given: str | None) -> list[str]:
@@ -151,6 +214,17 @@ def check_allowed(given: str | None) -> list[str]:
         if name not in NAMES:
             raise InputError(f"--allow_changed {given}: there is no {name!r}; it may name {', '.join(NAMES)}")
     return names
+
+
+def _refused(changed: Mapping[str, Sequence[str]], allowed: Collection[str]) -> str:
+    """The groups that have changed and may not, with old and new; empty where there is none."""
+    refused = [name for name, told in changed.items() if told and name not in allowed]
+    return "; ".join(f"{name}: {', '.join(changed[name])}" for name in refused)
+
+
+def _end(path: str) -> str:
+    """By what a model or a file is named, so that the run may lie elsewhere."""
+    return "/".join(Path(path).parts[-2:])
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

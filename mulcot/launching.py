@@ -12,13 +12,21 @@ from typing import Final
 from lightning import Trainer
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
-from torch.distributed import PrefixStore, TCPStore
+from torch.distributed import DistError, PrefixStore, TCPStore
 
 from mulcot.types import InputError
 
 _STARTED: Final = {"torchrun": "WORLD_SIZE", "srun": "SLURM_STEP_NUM_TASKS"}
 """By whom, and the environment variable that says how many processes were started."""
 _SHARED_STORE: Final = "TORCHELASTIC_USE_AGENT_STORE"
+_GONE: Final = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "ncclRemoteError",
+    "remote process exit",
+)
+"""What gloo, NCCL and torch's store say of a process that has ended."""
 _LEAVING_SECONDS: Final = 5.0
 """How long the other processes have to tell of their own mistakes."""
 
@@ -63,6 +71,20 @@ def leave_used_store(environment: MutableMapping[str, str] = os.environ) -> None
         meeting.set("port", str(find_free_network_port()))
     environment["MASTER_PORT"] = meeting.get("port").decode()
     environment[_SHARED_STORE] = "False"
+
+
+def has_lost_other(error: BaseException) -> bool:
+    """Whether another process of the stage has gone, by what a connection to it ended in.
+
+    gloo tells of it in a plain RuntimeError of its transport, NCCL and torch's store in classes of torch. What else
+    they raise, such as a network interface that is not there, is told of as it is.
+
+    Args:
+        error: what ended this process.
+    """
+    said = str(error)
+    connects = isinstance(error, DistError) or "gloo/transport" in said
+    return connects and any(words in said for words in _GONE)
 
 
 def end_others(trainer: Trainer) -> None:

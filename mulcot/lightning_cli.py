@@ -33,7 +33,7 @@ from mulcot.callbacks import (
     RandomStates,
     StepCheckpoints,
 )
-from mulcot.checkpoints import DurableCheckpointIO, read_checkpoint
+from mulcot.checkpoints import DurableCheckpointIO, check_given
 from mulcot.config_errors import check_unicode, explain_config_error, with_place
 from mulcot.config_overlays import NamedConfigFile, with_nulls_kept, with_values_replaced
 from mulcot.files import write_atomic
@@ -41,14 +41,15 @@ from mulcot.ground import FORMAT, check_allowed, ground_of
 from mulcot.interruptions import Interruptions
 from mulcot.launches import was_begun_before
 from mulcot.launching import check_processes, end_others, leave_used_store
+from mulcot.loaded_weights import load_evaluated, load_weights
 from mulcot.manifests import command_key, input_digests, package_versions, recorded_name
-from mulcot.models import MODEL_FOLDER, find_model, is_sharded, load_trained
+from mulcot.models import MODEL_FOLDER, find_model, is_sharded
 from mulcot.ranges import check_ranges, check_trainer
 from mulcot.resuming import find_resumed
 from mulcot.secrecy import check_settings
 from mulcot.shown_text import first_line
 from mulcot.stage_folder import METRICS, StageFolder, check_stage_name
-from mulcot.types import InputError, MissingInputError
+from mulcot.types import InputError
 from stages import TeacherStage
 from stages.base import TEST_PREDICTIONS, ModelStage
 
@@ -132,7 +133,8 @@ class MulcotCLI(LightningCLI):
             raise with_place(refusal, self.argv) from refusal
 
     def _parse_ckpt_path(self) -> None:
-        """Does nothing: hyper-parameters stored in a checkpoint must not override YAML and flags without a word."""
+        """Looks at the name alone: hyper-parameters of a checkpoint must not override YAML and flags without a word."""
+        check_given(self.config[str(self.config.subcommand)].get("ckpt_path"))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The arguments that every stage has beside its model and data."""
@@ -206,7 +208,7 @@ class MulcotCLI(LightningCLI):
                 print(f"{self.stage_dir} was finished before this job was started again")
                 raise SystemExit(0)
             if self.trainer.is_global_zero:
-                self.folder.refuse_finished()
+                self.folder.refuse_finished(trains=self.subcommand == "fit")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds what no overlay may drop: loss terms, inspection, checkpoints, progress, durable saving."""
@@ -289,7 +291,7 @@ class MulcotCLI(LightningCLI):
         if stage.model is not None and is_sharded(stage.model):  # what follows takes whole weights
             stage.model = None
             stage.configure_model()
-        best = self._load_weights(stage, self.folder.best)
+        best = load_weights(stage, self.folder.best)
         if self.trainer.is_global_zero:
             stage.export(self.stage_dir / MODEL_FOLDER)
         if self._get(self.config, "test_after_fit"):
@@ -340,19 +342,9 @@ class MulcotCLI(LightningCLI):
         if isinstance(self.model, TeacherStage):
             raise InputError("the teacher has no checkpoint to evaluate: its numbers are in the stage's metrics.json")
         given = self.config_init[str(self.subcommand)]
-        path = Path(given.get("ckpt_path") or self.folder.best)
-        if not path.is_file():
-            raise MissingInputError(f"{path} is missing: `mulcot fit` with the same --config makes it")
-        given["ckpt_path"] = None
-        stage = cast(ModelStage, self.model)
-        stage.configure_model()
-        self._load_weights(stage, path)
-
-    def _load_weights(self, stage: ModelStage, path: Path) -> dict[str, Any]:
-        checkpoint = read_checkpoint(path)
-        assert stage.model is not None
-        load_trained(stage.model, checkpoint["state_dict"])
-        return checkpoint
+        path, given["ckpt_path"] = given.get("ckpt_path") or self.folder.best, None
+        config = self.config[str(self.subcommand)].as_dict()
+        load_evaluated(cast(ModelStage, self.model), path, config, self.allowed)
 
     def _finish(self, metrics: dict[str, Any]) -> None:
         """Writes the metrics, then the manifest, whose presence means that the stage is done."""

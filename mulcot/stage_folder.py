@@ -67,10 +67,16 @@ class StageFolder:
         """Whether the stage is done."""
         return read_manifest(self.path) is not None
 
-    def refuse_finished(self) -> None:
-        """Raises an InputError when the stage is done."""
-        if self.is_finished():
-            raise InputError(f"{self.path} is finished: give --fresh to start it anew, or another --stage")
+    def refuse_finished(self, *, trains: bool) -> None:
+        """Raises an InputError when the stage is done; one that trains says how it is trained on."""
+        if not self.is_finished():
+            return
+        longer = (
+            f"; to train it longer: --stage OTHER --ckpt_path {self.last} --allow_changed schedule"
+            if trains and self.last.is_file()
+            else ""
+        )
+        raise InputError(f"{self.path} is finished: give --fresh to start it anew, or another --stage{longer}")
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from mulcot.checkpoints import NO_ROOM
 from mulcot.config_errors import with_place
 from mulcot.interruptions import Interruptions
+from mulcot.launching import has_lost_other
 from mulcot.lightning_cli import MulcotCLI
 from mulcot.memory import is_out_of_memory, memory_advice
 from mulcot.shown_text import first_line
@@ -56,12 +57,25 @@ def run_stage(argv: Sequence[str], interruptions: Interruptions) -> int:
                 "make room and give the same command again"
             ) from error
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            advice = _advice(error, interruptions.again)
+            if advice is None:
                 raise
-            raise InputError(memory_advice(error)) from error
+            raise InputError(advice) from error
         except (SystemExit, KeyboardInterrupt) as left:
             cause = left.__context__ if isinstance(left, SystemExit) else left
             if not isinstance(cause, KeyboardInterrupt):
                 raise
             raise cause from None  # Lightning leaves with 1 after Ctrl-C
     return 0
+
+
+def _advice(error: RuntimeError | MemoryError, again: str) -> str | None:
+    """What to do about an error that the machine made, not the stage; None for all others."""
+    if is_out_of_memory(error):
+        return memory_advice(error)
+    if has_lost_other(error):
+        return (
+            "another process of this stage ended; its own message, if it left one, stands above. A fit's last "
+            f"checkpoint is kept: {again} goes on from there ({first_line(error)[:160]})"
+        )
+    return None

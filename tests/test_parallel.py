@@ -80,6 +80,21 @@ def test_an_error_of_one_process_ends_all_of_them(ranks: ModuleType, run: Path, 
     assert not (run / f"wrong{rank}" / "manifest.json").exists()
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_is_told_of_in_one_line_and_the_same_command_goes_on(
+    ranks: ModuleType, run: Path, tmp_path: Path, rank: int
+) -> None:
+    stage = f"left_alone{rank}"
+    dies = ranks.callbacks(("Dies", {"marker": str(tmp_path / "died"), "step": 4, "rank": rank, "killed": True}))
+    command = ranks.fit(run, stage, *SHORT, *ranks.TWO, *dies, "--checkpoints.every_steps", 2)
+    shown = ranks.call(*command, code=None if rank == 0 else 1)
+    assert "Traceback" not in shown
+    assert "mulcot: error: another process of this stage ended; its own message" in shown
+    goes_on = ranks.call(*command)
+    assert "going on from step " in goes_on
+    assert f", saved in {run / stage / 'checkpoints' / 'last.ckpt'}" in goes_on
+
+
 def test_a_picture_that_one_process_cannot_read_ends_both(ranks: ModuleType, run: Path) -> None:
     picture = sorted((run / "posts" / "posts" / "images").glob("train-*.png"))[0]
     content = picture.read_bytes()

@@ -14,7 +14,7 @@ from mulcot.models.forward import (
     tree_positions,
 )
 from mulcot.models.layers import checkpoint_activations, compile_layers
-from mulcot.models.loading import DType, load_model, load_processor, load_trained, text_config
+from mulcot.models.loading import DType, holds_all, load_model, load_processor, load_trained, text_config, weights_of
 from mulcot.models.origins import check_fits, model_origin
 from mulcot.models.parts import (
     base_model,
@@ -59,6 +59,7 @@ __all__ = [
     "head_rows",
     "hidden_layers",
     "hidden_states",
+    "holds_all",
     "is_sharded",
     "load_model",
     "load_processor",
@@ -82,6 +83,7 @@ __all__ = [
     "tree_positions",
     "turned_head",
     "vocabulary_difference",
+    "weights_of",
     "whole",
     "whole_on_first",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, cast
@@ -25,7 +25,8 @@ from mulcot.models.folders import (
     check_processor_folder,
     shapes_of,
 )
-from mulcot.models.parts import base_model, head_rows, vision_parameters
+from mulcot.models.origins import misfit
+from mulcot.models.parts import base_model, head_rows, trained_parameters, vision_parameters
 from mulcot.models.quantisation import Quantise, quantise_language
 from mulcot.models.sources import MAKERS, Lora, ModelSource, adapter_base, as_base_of, bases, find_model
 from mulcot.shown_text import first_line
@@ -128,10 +129,8 @@ def _load(source: ModelSource, options: dict[str, Any], complete: Callable[[Any]
             model = _load(source.base, options, complete if source.adapted else _nothing)
         if source.lora is not None:
             model = add_lora(cast(PreTrainedModel, model), source.lora)
-        state = read_checkpoint(source.checkpoint, mmap=True).get("state_dict")
-        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise InputError(f"{source.checkpoint}: the checkpoint is damaged: it holds no state_dict of tensors")
-        load_trained(model, state, freeze_vision=source.freeze_vision)
+        weights = weights_of(read_checkpoint(source.checkpoint, mmap=True), source.checkpoint)
+        load_trained(model, weights, source.checkpoint, freeze_vision=source.freeze_vision)
         if not isinstance(model, PeftModel):  # an adapter on these weights is one on the checkpoint, not on its folder
             cast(Any, model).name_or_path = str(source.checkpoint)
             complete(model)
@@ -255,24 +254,57 @@ def text_config(given: str, *, trust_remote_code: bool = False) -> Any:
     return config.get_text_config()
 
 
-def load_trained(model: nn.Module, state: dict[str, Tensor], *, freeze_vision: bool = False) -> None:
-    """Puts the trained weights of a stage's checkpoint, whose names carry the prefix `model.`, into `model`.
+def weights_of(checkpoint: Mapping[str, Any], path: str | Path) -> dict[str, Tensor]:
+    """The trained weights of a stage's checkpoint, by their names in the model.
+
+    Args:
+        checkpoint: what was read.
+        path: of the checkpoint, for the message.
+
+    Raises:
+        InputError: it holds none.
+    """
+    state = checkpoint.get("state_dict")
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{path}: the checkpoint is damaged: it holds no state_dict of tensors")
+    # The projections of losses on hidden states lie beside them and serve training alone.
+    return {name.removeprefix("model."): value for name, value in state.items() if str(name).startswith("model.")}
+
+
+def load_trained(
+    model: nn.Module, weights: Mapping[str, Tensor], path: str | Path, *, freeze_vision: bool = False
+) -> None:
+    """Puts the trained weights of a stage's checkpoint into `model`.
 
     Args:
         model: the model that the stage trained.
-        state: the checkpoint's weights.
+        weights: see `weights_of`.
+        path: of the checkpoint, for the message.
         freeze_vision: whether the stage kept the vision tower, also where `model` could train it.
 
     Raises:
-        InputError: a weight of the checkpoint has no place in the model, or one that the stage trained is missing.
+        InputError: a weight of the checkpoint has no place in the model or another shape, or one that the stage trained
+            is missing.
     """
-    # The projections of losses on hidden states lie beside them and serve training alone.
-    weights = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
-    missing, unexpected = model.load_state_dict(weights, strict=False)
     kept = {id(parameter) for parameter in vision_parameters(base_model(model))} if freeze_vision else set()
-    trained = {name for name, value in model.named_parameters() if value.requires_grad and id(value) not in kept}
-    absent = sorted(set(missing) & trained)
-    if unexpected or absent:
+    own = model.state_dict(keep_vars=True)
+    trained = {name: value for name, value in trained_parameters(model).items() if id(value) not in kept}
+    # torch would list all the weights of another shape, in a line each.
+    if told := misfit(weights, trained | {name: own[name] for name in weights if name in own}):
         raise InputError(
-            f"the checkpoint belongs to another model: unexpected {sorted(unexpected)[:3]}, missing {absent[:3]}"
+            f"{path}: the checkpoint's weights do not fit this model: {told}; take the model and the adapter that it "
+            "was trained with (model.init_args.pretrained, model.init_args.lora), or another checkpoint"
         )
+    model.load_state_dict(weights, strict=False)
+
+
+def holds_all(model: nn.Module, weights: Mapping[str, Tensor]) -> bool:
+    """Whether weights are all that a model has, so that none of its own is left beside them; tied ones count as one.
+
+    Args:
+        model: the model.
+        weights: see `weights_of`.
+    """
+    own = model.state_dict(keep_vars=True)
+    held = {id(own[name]) for name in weights if name in own}
+    return all(id(parameter) in held for parameter in model.parameters())

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mulcot.models.loading import Lora, find_model
+from mulcot.models.sources import Lora, find_model
 from mulcot.types import InputError
 
 
@@ -22,13 +22,26 @@ def check_fits(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:
     Raises:
         InputError: a weight is missing, or has another shape.
     """
-    for name in (*new, *old):
+    if told := misfit(old, new):
+        raise InputError(
+            f"the checkpoint's weights do not fit this model, against which no --allow_changed helps: {told}; take its "
+            "model and adapter, or give --fresh"
+        )
+
+
+def misfit(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> str:
+    """The first of a checkpoint's weights that is not that of a model, with both shapes; empty where all fit.
+
+    Args:
+        old: the checkpoint's.
+        new: the model's.
+    """
+    # Two shapes say more than one weight that is not there, as in a model that is wider and has more layers.
+    for name in (*(name for name in new if name in old), *new, *old):
         shapes = [str(list(each[name].shape)) if name in each else "not there" for each in (old, new)]
         if shapes[0] != shapes[1]:
-            raise InputError(
-                "the checkpoint's weights do not fit this model, against which no --allow_changed helps: "
-                f"{name} was {shapes[0]}, is {shapes[1]}; take its model and adapter, or give --fresh"
-            )
+            return f"{name} was {shapes[0]}, is {shapes[1]}"
+    return ""
 
 
 def model_origin(name: str, lora: Lora | None, freeze_vision: bool) -> dict[str, Any]:

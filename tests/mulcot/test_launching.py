@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 from lightning import Trainer
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from torch.distributed import TCPStore
+from torch.distributed import DistBackendError, DistNetworkError, TCPStore
 
-from mulcot.launching import check_processes, leave_used_store
+from mulcot.launching import check_processes, has_lost_other, leave_used_store
 from mulcot.types import InputError
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -112,3 +112,20 @@ def test_processes_that_start_again_meet_elsewhere() -> None:
         start(0, restarts, machines)
         assert found[0]["MASTER_PORT"] == str(store.port)
         assert found[0]["TORCHELASTIC_USE_AGENT_STORE"] == "True"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        (RuntimeError("[/x/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:1: Connection reset by peer."), True),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:12127"), True),
+        (DistBackendError("NCCL error in: x.cpp:1, remote process exited or there was a network error\n"), True),
+        (DistNetworkError("failed to recv, got 0 bytes: Connection reset by peer"), True),
+        (RuntimeError("[/x/gloo/transport/tcp/device.cc:84] Unable to find interface for: eth9"), False),
+        (DistBackendError("NCCL error in: x.cpp:1, invalid usage"), False),
+        (RuntimeError("the teacher: Connection reset by peer"), False),
+        (ConnectionResetError(104, "Connection reset by peer"), False),
+    ],
+)
+def test_a_process_that_is_gone_is_told_from_other_errors(error: Exception, is_lost: bool) -> None:
+    assert has_lost_other(error) == is_lost
