@@ -232,7 +232,8 @@ def differences(one: Path, other: Path) -> list[str]:
 def _of_checkpoints(one: Path, other: Path) -> Iterator[str]:
     for name in ("last.ckpt", "best.ckpt"):
         mine, theirs = (torch.load(stage / "checkpoints" / name, weights_only=True) for stage in (one, other))
-        for key in ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "callbacks"):
+        states = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "callback_metrics")
+        for key in ("epoch", "global_step", *states):
             for place, *values in _pairs(mine[key], theirs[key], key):
                 if "path" not in place and "best_k_models" not in place and "dirpath" not in place:
                     yield f"{name}: {place}: {str(values)[:200]}"

@@ -1,7 +1,8 @@
 """Checkpoints to resume from: at boundaries of optimizer steps, within an epoch too, and before a signal ends the fit.
 
 Lightning can go on from within an epoch when the state of its loops says that it is between two steps. When a callback
-could save, the loops say that a batch, or a validation batch, has just begun. What they say is put right here.
+could save, the loops say that a batch, or a validation batch, has just begun. What they say is put right here. Nor
+does Lightning keep the metrics that callbacks watch: at an epoch's end, after a validation's save, they look for them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from mulcot.interruptions import Interrupted, Interruptions
 from mulcot.types import InputError
 
 _LOOP: Final = "epoch_loop.batch_progress"
+_METRICS: Final = "callback_metrics"
+"""Where a checkpoint has them."""
 _VAL_LOOP: Final = "epoch_loop.val_loop.batch_progress"
 _FIRST_BEGUN: Final = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
 """Of an evaluation: Lightning takes it up again from its first batch."""
@@ -48,9 +51,12 @@ class StepCheckpoints(Checkpoint):
         self._saved_step = 0
         self._saved_at = 0.0
         self._within: Literal["epoch", "validation"] | None = None
+        self._metrics: dict[str, torch.Tensor] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on a signal waits for the end of the optimizer step."""
+        """From here on a signal waits for the end of the optimizer step; a resumed fit gets its metrics back."""
+        metrics, self._metrics = self._metrics, {}
+        trainer.callback_metrics.update({name: value.to(pl_module.device) for name, value in metrics.items()})
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         self.interruptions.held = True
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -102,7 +108,10 @@ class StepCheckpoints(Checkpoint):
         self.interruptions.held = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Puts right where the loops are."""
+        """Puts right where the loops are, and keeps the metrics that EarlyStopping and its like watch."""
+        checkpoint[_METRICS] = {
+            name: value.detach().to("cpu", copy=True) for name, value in trainer.callback_metrics.items()
+        }
         progress = checkpoint["loops"]["fit_loop"]
         if self._within == "epoch":  # the next batch has begun
             for part in ("total", "current"):
@@ -111,6 +120,10 @@ class StepCheckpoints(Checkpoint):
         elif self._within == "validation":
             for part in ("total", "current"):
                 progress[_VAL_LOOP][part] = dict(_FIRST_BEGUN)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keeps the metrics until training starts: Lightning forgets them before that."""
+        self._metrics = dict(checkpoint.get(_METRICS, {}))
 
     def _agreed(self, trainer: Trainer) -> tuple[int, bool]:
         """The signal that any rank got, and whether to save: ranks get signals, and look at clocks, at other times."""
