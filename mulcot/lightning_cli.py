@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from data_modules import readers as _readers  # noqa: F401 (registers the readers' short class names)
 from data_modules.multimodal import MultimodalDataModule
+from mulcot import csv_files
 from mulcot import teachers as _teachers  # noqa: F401 (registers the teachers' short class names)
 from mulcot.callbacks import (
     BestEpoch,
@@ -261,6 +262,7 @@ class MulcotCLI(LightningCLI):
         if resumed is not None:
             self.config_init["fit"]["ckpt_path"] = str(resumed.path)
             self.datamodule.begins_epoch_anew = resumed.begins_epoch_anew
+            csv_files.set_aside(self.trainer.loggers, resumed.step)
             if self.trainer.is_global_zero:
                 print(f"going on from step {resumed.step}, saved in {resumed.path}")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import signal
 from pathlib import Path
 from types import ModuleType
 
@@ -40,3 +42,29 @@ def test_callbacks_that_watch_a_metric_find_it_after_a_validation(
     mine = [torch.load(tmp_path / name / "mine.ckpt", weights_only=True) for name in ("watched", "on")]
     assert mine[0]["global_step"] == mine[1]["global_step"]
     assert all(torch.equal(value, mine[1]["state_dict"][name]) for name, value in mine[0]["state_dict"].items())
+
+
+def test_the_file_of_a_csv_logger_is_set_aside(
+    chain: Path, resuming: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: object
+) -> None:
+    place = {"save_dir": str(tmp_path), "name": "", "version": "csv"}
+    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": place}
+    given = ("--trainer.logger", json.dumps(logger))
+    for step in (6, 7):
+        strike = resuming.strike("on_train_batch_start", step=step, batch=2 * step, number=int(signal.SIGTERM))
+        assert resuming.run(resuming.fit(chain, "csv", *given, *strike)) == 143
+    with pytest.raises(RuntimeError, match="pulled the plug"):  # before anything new is saved
+        resuming.run(resuming.fit(chain, "csv", *given, *resuming.strike("on_train_start", number=0)))
+    assert resuming.run(resuming.fit(chain, "csv", *given)) == 0
+    said = capsys.readouterr()
+    folder = tmp_path / "csv"
+    assert f"{folder}/metrics.csv is kept as metrics-before-step-6.csv" in said.out
+    assert "will be deleted" not in said.err + "".join(str(warning.message) for warning in recwarn)
+    steps = {path.name: _steps(path) for path in sorted(folder.glob("*.csv"))}
+    assert steps["metrics-before-step-6.csv"] == {0, 1, 2, 3, 4, 5}
+    assert steps["metrics.csv"] | set().union(*steps.values()) == set(range(24))
+
+
+def _steps(path: Path) -> set[int]:
+    with path.open(newline="") as file:
+        return {int(row["step"]) for row in csv.DictReader(file) if row["loss/total"]}
