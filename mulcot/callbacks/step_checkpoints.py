@@ -16,6 +16,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from mulcot.interruptions import Interrupted, Interruptions
+from mulcot.models import refuse_diverged
 from mulcot.types import InputError
 
 _LOOP: Final = "epoch_loop.batch_progress"
@@ -72,6 +73,11 @@ class StepCheckpoints(Checkpoint):
             self._save(trainer, "epoch")
         if number and (batch_idx or trainer.global_step == self._saved_step):  # else after the next step
             self._leave(trainer, number)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses weights that could not be saved after the validation, and would answer nothing in it."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            refuse_diverged(pl_module, trainer.global_step)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0

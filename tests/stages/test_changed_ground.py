@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from mulcot.locks import locked
+from mulcot.models import refuse_diverged
+from mulcot.types import InputError
 
 # -- changed ground -----------------------------------------------------------------------------------------------
 
@@ -233,6 +235,37 @@ def test_a_gradient_that_is_no_number_stops_before_the_step(
     checkpoint = torch.load(chain / "spoilt" / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 3
     assert all(bool(value.isfinite().all()) for value in checkpoint["state_dict"].values())
+
+
+def test_weights_that_an_update_made_no_numbers_are_neither_asked_nor_saved(
+    chain: Path, broken: Path, resuming: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Losses and gradients of the step were right. A validation comes next, or a save within the epoch."""
+    steep = ("--model.init_args.optimizer.learning_rate", "1e38", "--model.init_args.optimizer.schedule", "constant")
+    assert resuming.run(resuming.fit(chain, "diverged", *steep, "--trainer.val_check_interval", 2)) == 1
+    said = capsys.readouterr().err
+    assert "step 1: the weight model." in said
+    assert "is not a finite number any more: training diverged" in said
+    assert "what was saved before is kept. Lower model.init_args.optimizer.learning_rate" in said
+    assert not list((chain / "diverged").rglob("*.ckpt"))
+    last = resuming.copied(broken, "diverged-later") / "checkpoints" / "last.ckpt"
+    spoil = json.dumps([{"class_path": "resuming.SpoiltWeight", "init_args": {"step": 7}}])
+    often = ("--checkpoints.every_steps", 1, "--trainer.callbacks", spoil)
+    assert resuming.run(resuming.fit(chain, "diverged-later", *often)) == 1
+    assert "step 7: the weight model." in capsys.readouterr().err
+    assert resuming.step_of(last) == 6
+
+
+def test_large_weights_are_numbers() -> None:
+    """Their norm is not."""
+    model = torch.nn.Linear(2, 2)
+    with torch.no_grad():
+        model.weight.fill_(1e38)
+    refuse_diverged(model, 3)
+    with torch.no_grad():
+        model.bias[1] = float("-inf")
+    with pytest.raises(InputError, match="step 3: the weight bias is not a finite number"):
+        refuse_diverged(model, 3)
 
 
 def test_memory_that_runs_out_says_what_to_lower(
