@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from data_modules import readers as _readers  # noqa: F401 (registers the readers' short class names)
 from data_modules.multimodal import MultimodalDataModule
-from mulcot import csv_files
+from mulcot import csv_files, full_disk
 from mulcot import teachers as _teachers  # noqa: F401 (registers the teachers' short class names)
 from mulcot.callbacks import (
     BestEpoch,
@@ -171,6 +171,7 @@ class MulcotCLI(LightningCLI):
             given = self.config[str(self.subcommand)]
             given["stage_dir"] = given["model.init_args.stage_dir"] = Path(scratch)
         self.folder = StageFolder(self.stage_dir)
+        self.resources.enter_context(full_disk.told_of(self.stage_dir))
         # A stage that was to start anew has started, when one of its processes died.
         self.fresh = bool(self._get(self.config, "fresh")) and not started_again()
 

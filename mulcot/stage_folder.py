@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mulcot.checkpoint_digests import forget_digests
-from mulcot.checkpoints import LAST, PREVIOUS
+from mulcot.checkpoints import LAST, NO_ROOM, PREVIOUS
 from mulcot.files import sweep, write_atomic
 from mulcot.locks import locked
 from mulcot.manifests import MANIFEST_NAME, make_manifest, output_digests, read_manifest, write_manifest
@@ -141,8 +140,9 @@ class StageFolder:
 def _refused(path: Path, error: OSError) -> InputError:
     """Why a folder cannot be written to, and what helps."""
     place = next(each for each in (path, *path.parents) if each.exists())
-    remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "name another --run_dir, or gain access"
-    owner = f"; {place} belongs to user {place.stat().st_uid}, this is user {os.getuid()}"
+    remedy = "make room" if error.errno in NO_ROOM else "name another --run_dir, or gain access"
+    theirs, mine = place.stat().st_uid, os.getuid()
+    owner = f"; {place} belongs to user {theirs}, this is user {mine}" if theirs != mine else ""
     return InputError(f"{path} cannot be written to ({error.strerror}){owner}: {remedy}")
 
 

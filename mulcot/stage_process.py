@@ -15,7 +15,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from transformers.utils import logging as transformers_logging
 
-from mulcot.checkpoints import NO_ROOM
 from mulcot.config_errors import with_place
 from mulcot.interruptions import Interrupted, Interruptions, requeue
 from mulcot.lightning_cli import MulcotCLI
@@ -46,13 +45,6 @@ def run_stage(argv: Sequence[str]) -> int:
             MulcotCLI(argv, interruptions, resources)
         except MisconfigurationException as error:
             raise with_place(InputError(first_line(error)), argv) from error
-        except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            raise InputError(
-                f"{error.filename or 'a file of this stage'}: no room ({error.strerror}); what was finished is kept: "
-                "make room and give the same command again"
-            ) from error
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

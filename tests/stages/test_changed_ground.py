@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import resource
 import shutil
+import threading
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from mulcot.locks import locked
 from mulcot.models import refuse_diverged
@@ -277,3 +281,35 @@ def test_memory_that_runs_out_says_what_to_lower(
     assert "out of memory (" in said
     for name in ("accumulate_grad_batches", "max_tokens", "activation_checkpointing", "quantise", "eval_max_tokens"):
         assert name in said
+
+
+def test_a_disk_that_fills_while_a_logger_writes_is_told_of_in_a_line(
+    chain: Path,
+    broken: Path,
+    resuming: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """TensorBoard writes in a thread of its own, and its error names no file."""
+    stage, write, written = resuming.copied(broken, "filled"), RecordWriter.write, []
+
+    def fill(writer: RecordWriter, data: bytes) -> None:
+        written.append(data)
+        if len(written) > 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(writer, data)
+
+    hook = threading.excepthook
+    monkeypatch.setattr(RecordWriter, "write", fill)
+    assert resuming.run(resuming.fit(chain, "filled")) == 1
+    assert threading.excepthook is hook
+    said = capsys.readouterr().err
+    told = rf"mulcot: error: a file of the stage {stage}: no room \(No space left on device\), ([\d,]+) bytes are free"
+    found = re.search(told, said)
+    assert found is not None, said
+    assert int(found[1].replace(",", "")) > 0
+    assert "make room and give the same command again" in said
+    assert "Traceback" not in said
+    assert "Thread-" not in said
+    monkeypatch.undo()
+    assert resuming.run(resuming.fit(chain, "filled")) == 0
