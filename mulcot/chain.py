@@ -18,6 +18,7 @@ from mulcot.chain_plan import Chain, Labelling, Step, nearest, read_chain
 from mulcot.chain_processes import KEY_NAME, Decision, Runner, Steering
 from mulcot.config_files import find_config
 from mulcot.files import sweep, write_atomic
+from mulcot.interruptions import same_command
 from mulcot.launches import note_begin, was_begun_before
 from mulcot.locks import locked
 from mulcot.manifests import MANIFEST_NAME, command_key, read_manifest, staleness
@@ -133,14 +134,13 @@ def _run(
     with _working_in(chain.run_dir) as lock:
         _write_chain(chain)
         note_begin(chain.run_dir)
-        left_out = ["--force"] * force + ["--from"] * (from_ is not None)
         runner = Runner(
             Steering(plan.decide, plan.command, plan.check),
             Display(console),
             jobs=chain.jobs,
             threads=chain.threads,
             lock=lock,
-            again="the same command" + f" without {' and '.join(left_out)}" * bool(left_out),
+            again=same_command({"--force": force, "--from": from_}),
         )
         return runner.run(plan.selected)
 

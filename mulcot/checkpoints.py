@@ -240,7 +240,8 @@ def _no_room(target: Path, checkpoint: dict[str, Any], error: OSError) -> str:
     kept = f"; {target.name} is as it was" if target.is_file() else ""
     return (
         f"{target}: no room to save the checkpoint ({error.strerror}): it needs {needed:,} bytes beside the earlier "
-        f"one, and {free:,} are free{kept}. Make room and give the same command again, which goes on from there"
+        f"one, and {free:,} are free{kept}. Make room; the same command, without "
+        "--fresh or --ckpt_path, goes on from there"
     )
 
 

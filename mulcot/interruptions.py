@@ -11,6 +11,7 @@ import stat
 import subprocess
 import threading
 import time
+from collections.abc import Mapping
 from types import FrameType, TracebackType
 from typing import Any, Final
 
@@ -43,6 +44,16 @@ class Interrupted(KeyboardInterrupt):
         return exit_code(self.number)
 
 
+def same_command(options: Mapping[str, object]) -> str:
+    """What goes on where a run ended, for the user: some options would begin anew once more.
+
+    Args:
+        options: the values of such options, by name.
+    """
+    given = [name for name, value in options.items() if value]
+    return f"the same command without {' and '.join(given)}" if given else "the same command"
+
+
 def exit_code(number: int) -> int:
     """The exit code after a signal: 0 after SIGUSR1, where the scheduler starts the job again, else 128 + n.
 
@@ -64,7 +75,7 @@ class Interruptions:
         """The signal that arrived first, 0 for none."""
         self.held = False
         """Whether whoever asks for `received` saves before it ends."""
-        self.again = "the same command"
+        self.again = same_command({})
         """What goes on where this run was ended."""
         self.requeues = "MULCOT_CHAIN" not in os.environ
         """Whether SLURM is asked to start the job again after SIGUSR1; `mulcot run` does so for all its steps."""

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from data_modules import readers as _readers  # noqa: F401 (registers the readers' short class names)
 from data_modules.multimodal import MultimodalDataModule
+from mulcot import csv_files, full_disk
 from mulcot import teachers as _teachers  # noqa: F401 (registers the teachers' short class names)
 from mulcot.callbacks import (
     BestEpoch,
@@ -38,7 +39,7 @@ from mulcot.config_errors import check_unicode, explain_config_error, with_place
 from mulcot.config_overlays import NamedConfigFile, with_nulls_kept, with_values_replaced
 from mulcot.files import write_atomic
 from mulcot.ground import FORMAT, check_allowed, ground_of
-from mulcot.interruptions import Interruptions
+from mulcot.interruptions import Interruptions, same_command
 from mulcot.launches import was_begun_before
 from mulcot.launching import check_processes, end_others, leave_used_store
 from mulcot.loaded_weights import load_evaluated, load_weights
@@ -176,8 +177,9 @@ class MulcotCLI(LightningCLI):
             given["stage_dir"] = given["model.init_args.stage_dir"] = Path(scratch)
         self.folder = StageFolder(self.stage_dir)
         self.fresh = bool(self._get(self.config, "fresh")) and not was_begun_before(self.stage_dir)
-        told = ["--fresh"] * self.fresh + ["--ckpt_path"] * bool(self._get(self.config, "ckpt_path"))
-        self.interruptions.again = "the same command" + f" without {' and '.join(told)}" * bool(told)
+        anew = {"--fresh": self.fresh, "--ckpt_path": self._get(self.config, "ckpt_path")}
+        self.interruptions.again = same_command(anew)
+        self.resources.enter_context(full_disk.told_of(self.stage_dir, self.interruptions.again))
 
     def instantiate_classes(self) -> None:
         """As in the base class; what a constructor refuses leaves as one line, and so does a stage that is finished."""
@@ -204,11 +206,7 @@ class MulcotCLI(LightningCLI):
         check_processes(self.trainer)
         leave_used_store()
         if self.subcommand in ("fit", "predict") and not self.fresh:
-            if was_begun_before(self.stage_dir) and self.folder.is_finished():
-                print(f"{self.stage_dir} was finished before this job was started again")
-                raise SystemExit(0)
-            if self.trainer.is_global_zero:
-                self.folder.refuse_finished(trains=self.subcommand == "fit")
+            self.folder.refuse_finished(trains=self.subcommand == "fit", is_first=self.trainer.is_global_zero)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds what no overlay may drop: loss terms, inspection, checkpoints, progress, durable saving."""
@@ -265,14 +263,12 @@ class MulcotCLI(LightningCLI):
         self._hold()
         self.model.origin = {"format": FORMAT, "ground": self._ground(), "versions": package_versions()}
         named = self.config_init["fit"].get("ckpt_path")
-        given = None if named is None else Path(named)
-        resumed = find_resumed(self.folder, given, self.model.origin["ground"], self.allowed, fresh=self.fresh)
+        resumed = find_resumed(self.folder, named, self.model.origin["ground"], self.allowed, fresh=self.fresh)
         self._begin()
-        if resumed is None:
-            self.config_init["fit"]["ckpt_path"] = None
-        else:
+        if resumed is not None:
             self.config_init["fit"]["ckpt_path"] = str(resumed.path)
             self.datamodule.begins_epoch_anew = resumed.begins_epoch_anew
+            csv_files.set_aside(self.trainer.loggers, resumed.step)
             if self.trainer.is_global_zero:
                 print(f"going on from step {resumed.step}, saved in {resumed.path}")
 

@@ -30,7 +30,7 @@ class Resumed:
 
 
 def find_resumed(
-    folder: StageFolder, named: Path | None, ground: Ground, allowed: Collection[str], *, fresh: bool
+    folder: StageFolder, named: str | None, ground: Ground, allowed: Collection[str], *, fresh: bool
 ) -> Resumed | None:
     """The checkpoint that was named, else the newest good one of the stage; a damaged one is told of and passed over.
 
@@ -48,9 +48,9 @@ def find_resumed(
         InputError: the named checkpoint is not there or would be removed, the stage has others of its own, every one
             is damaged, or the newest good one is of a later version or of other ground.
     """
-    paths = _candidates(folder, named, fresh)
+    paths = _candidates(folder, None if named is None else Path(named), fresh)
     path, refusals = newest_good(paths)
-    if path is None and (refusals or named in paths):
+    if path is None and (refusals or (named and paths == [Path(named)])):
         raise InputError("; ".join(refusals) or f"{named}: there is no such checkpoint")
     if path is None:
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -13,9 +12,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from mulcot.checkpoint_digests import forget_digests
-from mulcot.checkpoints import LAST, PREVIOUS
+from mulcot.checkpoints import LAST, NO_ROOM, PREVIOUS
 from mulcot.files import sweep, write_atomic
-from mulcot.launches import note_begin
+from mulcot.launches import note_begin, was_begun_before
 from mulcot.locks import locked
 from mulcot.manifests import MANIFEST_NAME, make_manifest, output_digests, read_manifest, write_manifest
 from mulcot.models import MODEL_FOLDER
@@ -63,13 +62,14 @@ class StageFolder:
         """All checkpoints that a fit can go on from, the newest first."""
         return [self.last, self.last.with_name(PREVIOUS), self.best]
 
-    def is_finished(self) -> bool:
-        """Whether the stage is done."""
-        return read_manifest(self.path) is not None
-
-    def refuse_finished(self, *, trains: bool) -> None:
+    def refuse_finished(self, *, trains: bool, is_first: bool) -> None:
         """Raises an InputError when the stage is done; one that trains says how it is trained on."""
-        if not self.is_finished():
+        if read_manifest(self.path) is None:
+            return
+        if was_begun_before(self.path):
+            print(f"{self.path} was finished before this job was started again")
+            raise SystemExit(0)
+        if not is_first:  # one process tells of it
             return
         longer = (
             f"; to train it longer: --stage OTHER --ckpt_path {self.last} --allow_changed schedule"
@@ -153,8 +153,9 @@ class StageFolder:
 def _refused(path: Path, error: OSError) -> InputError:
     """Why a folder cannot be written to, and what helps."""
     place = next(each for each in (path, *path.parents) if each.exists())
-    remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "name another --run_dir, or gain access"
-    owner = f"; {place} belongs to user {place.stat().st_uid}, this is user {os.getuid()}"
+    remedy = "make room" if error.errno in NO_ROOM else "name another --run_dir, or gain access"
+    theirs, mine = place.stat().st_uid, os.getuid()
+    owner = f"; {place} belongs to user {theirs}, this is user {mine}" if theirs != mine else ""
     return InputError(f"{path} cannot be written to ({error.strerror}){owner}: {remedy}")
 
 

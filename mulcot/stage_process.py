@@ -12,7 +12,6 @@ from pathlib import Path
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformers.utils import logging as transformers_logging
 
-from mulcot.checkpoints import NO_ROOM
 from mulcot.config_errors import with_place
 from mulcot.interruptions import Interruptions
 from mulcot.launching import has_lost_other
@@ -49,13 +48,6 @@ def run_stage(argv: Sequence[str], interruptions: Interruptions) -> int:
             MulcotCLI(argv, interruptions, resources)
         except MisconfigurationException as error:
             raise with_place(InputError(first_line(error)), argv) from error
-        except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            raise InputError(
-                f"{error.filename or 'a file of this stage'}: no room ({error.strerror}); what was finished is kept: "
-                "make room and give the same command again"
-            ) from error
         except (RuntimeError, MemoryError) as error:
             advice = _advice(error, interruptions.again)
             if advice is None:

@@ -34,7 +34,7 @@ from mulcot.models import (
     save_model,
     shared_refusal,
     trained_parameters,
-    whole_on_first,
+    trained_state,
 )
 from mulcot.predictions import FIT_PREDICTIONS, Prediction, write_predictions
 from mulcot.ranges import Count, Labels, NonNegative, Side
@@ -313,7 +313,7 @@ class ModelStage(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what is trained, and says what it was trained from."""
-        checkpoint["state_dict"] = {name: whole_on_first(weight) for name, weight in trained_parameters(self).items()}
+        checkpoint["state_dict"] = trained_state(self, self.trainer.global_step)
         checkpoint["mulcot"] = {
             **model_origin(self.pretrained, self.lora, self.freeze_vision),
             **{"labels": list(self.labels), "image_size": self.image_size and list(self.image_size)},

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
-from mulcot.models import whole
+from mulcot.models import not_finite, whole
 from mulcot.ranges import Natural, NonNegative, Positive, Share, ShareBelowOne
 
 
@@ -105,11 +105,7 @@ class Gradients:
         Args:
             names: the weights by name.
         """
-        return [
-            name
-            for name, weight in names
-            if weight.grad is not None and not bool(torch.isfinite(whole(weight.grad)).all())
-        ]
+        return not_finite((name, weight.grad) for name, weight in names if weight.grad is not None)
 
 
 def has_loss_scale(precision: Precision) -> bool:

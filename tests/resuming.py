@@ -92,6 +92,18 @@ class SpoiltGradient(Callback):
             weight.grad.view(-1)[0] = float("inf")
 
 
+class SpoiltWeight(Callback):
+    """Makes one weight infinite, after as many steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *given: Any) -> None:
+        if trainer.global_step == self.step:
+            with torch.no_grad():
+                next(each for each in pl_module.parameters() if each.requires_grad).view(-1)[0] = float("inf")
+
+
 def strike(hook: str, **init_args: Any) -> tuple[str, str]:
     """The options that put a `SignalAt` into a fit."""
     given = [{"class_path": "resuming.SignalAt", "init_args": {"hook": hook, **init_args}}]
@@ -232,7 +244,8 @@ def differences(one: Path, other: Path) -> list[str]:
 def _of_checkpoints(one: Path, other: Path) -> Iterator[str]:
     for name in ("last.ckpt", "best.ckpt"):
         mine, theirs = (torch.load(stage / "checkpoints" / name, weights_only=True) for stage in (one, other))
-        for key in ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "callbacks"):
+        states = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "callback_metrics")
+        for key in ("epoch", "global_step", *states):
             for place, *values in _pairs(mine[key], theirs[key], key):
                 if "path" not in place and "best_k_models" not in place and "dirpath" not in place:
                     yield f"{name}: {place}: {str(values)[:200]}"

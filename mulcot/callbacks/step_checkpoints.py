@@ -1,7 +1,8 @@
 """Checkpoints to resume from: at boundaries of optimizer steps, within an epoch too, and before a signal ends the fit.
 
 Lightning can go on from within an epoch when the state of its loops says that it is between two steps. When a callback
-could save, the loops say that a batch, or a validation batch, has just begun. What they say is put right here.
+could save, the loops say that a batch, or a validation batch, has just begun. What they say is put right here. Nor
+does Lightning keep the metrics that callbacks watch: at an epoch's end, after a validation's save, they look for them.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from mulcot.interruptions import Interrupted, Interruptions
+from mulcot.models import refuse_diverged
 from mulcot.types import InputError
 
 _LOOP: Final = "epoch_loop.batch_progress"
+_METRICS: Final = "callback_metrics"
+"""Where a checkpoint has them."""
 _VAL_LOOP: Final = "epoch_loop.val_loop.batch_progress"
 _FIRST_BEGUN: Final = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
 """Of an evaluation: Lightning takes it up again from its first batch."""
@@ -48,9 +52,12 @@ class StepCheckpoints(Checkpoint):
         self._saved_step = 0
         self._saved_at = 0.0
         self._within: Literal["epoch", "validation"] | None = None
+        self._metrics: dict[str, torch.Tensor] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on a signal waits for the end of the optimizer step."""
+        """From here on a signal waits for the end of the optimizer step; a resumed fit gets its metrics back."""
+        metrics, self._metrics = self._metrics, {}
+        trainer.callback_metrics.update({name: value.to(pl_module.device) for name, value in metrics.items()})
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         self.interruptions.held = True
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -66,6 +73,11 @@ class StepCheckpoints(Checkpoint):
             self._save(trainer, "epoch")
         if number and (batch_idx or trainer.global_step == self._saved_step):  # else after the next step
             self._leave(trainer, number)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses weights that could not be saved after the validation, and would answer nothing in it."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            refuse_diverged(pl_module, trainer.global_step)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -102,7 +114,10 @@ class StepCheckpoints(Checkpoint):
         self.interruptions.held = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Puts right where the loops are."""
+        """Puts right where the loops are, and keeps the metrics that EarlyStopping and its like watch."""
+        checkpoint[_METRICS] = {
+            name: value.detach().to("cpu", copy=True) for name, value in trainer.callback_metrics.items()
+        }
         progress = checkpoint["loops"]["fit_loop"]
         if self._within == "epoch":  # the next batch has begun
             for part in ("total", "current"):
@@ -111,6 +126,10 @@ class StepCheckpoints(Checkpoint):
         elif self._within == "validation":
             for part in ("total", "current"):
                 progress[_VAL_LOOP][part] = dict(_FIRST_BEGUN)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keeps the metrics until training starts: Lightning forgets them before that."""
+        self._metrics = dict(checkpoint.get(_METRICS, {}))
 
     def _agreed(self, trainer: Trainer) -> tuple[int, bool]:
         """The signal that any rank got, and whether to save: ranks get signals, and look at clocks, at other times."""

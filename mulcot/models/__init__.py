@@ -1,5 +1,6 @@
 """Vision-language models: loading, adapters, saving, and the embedded tiny pair (in `mulcot.models.tiny`)."""
 
+from mulcot.models.finite import not_finite, refuse_diverged, trained_state
 from mulcot.models.forward import (
     SHARED_MODELS,
     Layers,
@@ -68,8 +69,10 @@ __all__ = [
     "merge_adapter",
     "merged_if_exact",
     "model_origin",
+    "not_finite",
     "picture_features",
     "read_settings",
+    "refuse_diverged",
     "row_form",
     "run_body",
     "save_model",
@@ -80,6 +83,7 @@ __all__ = [
     "takes_features",
     "text_config",
     "trained_parameters",
+    "trained_state",
     "tree_positions",
     "turned_head",
     "vocabulary_difference",

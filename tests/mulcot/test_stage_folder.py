@@ -1,5 +1,6 @@
 """A stage's folder: one process at a time, and a refusal where it cannot be written to."""
 
+import errno
 import multiprocessing
 import os
 from pathlib import Path
@@ -68,6 +69,18 @@ def test_a_folder_of_another_user_is_refused_in_one_line(tmp_path: Path, there: 
     assert f"{path} cannot be written to (Permission denied)" in said
     assert "belongs to user" in said
     assert "name another --run_dir, or gain access" in said
+
+
+def test_the_owner_of_a_folder_is_told_of_where_it_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("mulcot.stage_folder.write_atomic", full)
+    with pytest.raises(InputError, match=r"stage cannot be written to \(No space left on device\): make room$"):
+        StageFolder(tmp_path / "stage").begin("key", fresh=False)
+    monkeypatch.setattr("mulcot.stage_folder.os.getuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(InputError, match=r"device\); .* belongs to user \d+, this is user \d+: make room$"):
+        StageFolder(tmp_path / "stage").begin("key", fresh=False)
 
 
 def test_only_temporary_files_of_ours_are_swept(tmp_path: Path) -> None:

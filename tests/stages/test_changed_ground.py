@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import resource
 import shutil
+import threading
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from mulcot.locks import locked
+from mulcot.models import refuse_diverged
+from mulcot.types import InputError
 
 # -- changed ground -----------------------------------------------------------------------------------------------
 
@@ -235,6 +241,37 @@ def test_a_gradient_that_is_no_number_stops_before_the_step(
     assert all(bool(value.isfinite().all()) for value in checkpoint["state_dict"].values())
 
 
+def test_weights_that_an_update_made_no_numbers_are_neither_asked_nor_saved(
+    chain: Path, broken: Path, resuming: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Losses and gradients of the step were right. A validation comes next, or a save within the epoch."""
+    steep = ("--model.init_args.optimizer.learning_rate", "1e38", "--model.init_args.optimizer.schedule", "constant")
+    assert resuming.run(resuming.fit(chain, "diverged", *steep, "--trainer.val_check_interval", 2)) == 1
+    said = capsys.readouterr().err
+    assert "step 1: the weight model." in said
+    assert "is not a finite number any more: training diverged" in said
+    assert "what was saved before is kept. Lower model.init_args.optimizer.learning_rate" in said
+    assert not list((chain / "diverged").rglob("*.ckpt"))
+    last = resuming.copied(broken, "diverged-later") / "checkpoints" / "last.ckpt"
+    spoil = json.dumps([{"class_path": "resuming.SpoiltWeight", "init_args": {"step": 7}}])
+    often = ("--checkpoints.every_steps", 1, "--trainer.callbacks", spoil)
+    assert resuming.run(resuming.fit(chain, "diverged-later", *often)) == 1
+    assert "step 7: the weight model." in capsys.readouterr().err
+    assert resuming.step_of(last) == 6
+
+
+def test_large_weights_are_numbers() -> None:
+    """Their norm is not."""
+    model = torch.nn.Linear(2, 2)
+    with torch.no_grad():
+        model.weight.fill_(1e38)
+    refuse_diverged(model, 3)
+    with torch.no_grad():
+        model.bias[1] = float("-inf")
+    with pytest.raises(InputError, match="step 3: the weight bias is not a finite number"):
+        refuse_diverged(model, 3)
+
+
 def test_memory_that_runs_out_says_what_to_lower(
     chain: Path, resuming: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,3 +281,35 @@ def test_memory_that_runs_out_says_what_to_lower(
     assert "out of memory (" in said
     for name in ("accumulate_grad_batches", "max_tokens", "activation_checkpointing", "quantise", "eval_max_tokens"):
         assert name in said
+
+
+def test_a_disk_that_fills_while_a_logger_writes_is_told_of_in_a_line(
+    chain: Path,
+    broken: Path,
+    resuming: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """TensorBoard writes in a thread of its own, and its error names no file."""
+    stage, write, written = resuming.copied(broken, "filled"), RecordWriter.write, []
+
+    def fill(writer: RecordWriter, data: bytes) -> None:
+        written.append(data)
+        if len(written) > 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(writer, data)
+
+    hook = threading.excepthook
+    monkeypatch.setattr(RecordWriter, "write", fill)
+    assert resuming.run(resuming.fit(chain, "filled")) == 1
+    assert threading.excepthook is hook
+    said = capsys.readouterr().err
+    told = rf"mulcot: error: a file of the stage {stage}: no room \(No space left on device\), ([\d,]+) bytes are free"
+    found = re.search(told, said)
+    assert found is not None, said
+    assert int(found[1].replace(",", "")) > 0
+    assert "make room; the same command goes on" in said
+    assert "Traceback" not in said
+    assert "Thread-" not in said
+    monkeypatch.undo()
+    assert resuming.run(resuming.fit(chain, "filled")) == 0
