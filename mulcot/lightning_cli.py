@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from data_modules import readers as _readers  # noqa: F401 (registers the readers' short class names)
 from data_modules.multimodal import MultimodalDataModule
-from mulcot import csv_files, full_disk
+from mulcot import full_disk
 from mulcot import teachers as _teachers  # noqa: F401 (registers the teachers' short class names)
 from mulcot.callbacks import (
     BestEpoch,
@@ -46,7 +46,7 @@ from mulcot.loaded_weights import load_evaluated, load_weights
 from mulcot.manifests import command_key, input_digests, package_versions, recorded_name
 from mulcot.models import MODEL_FOLDER, find_model, is_sharded
 from mulcot.ranges import check_ranges, check_trainer
-from mulcot.resuming import find_resumed
+from mulcot.resuming import find_resumed, take_up
 from mulcot.secrecy import check_settings
 from mulcot.shown_text import first_line
 from mulcot.stage_folder import METRICS, StageFolder, check_stage_name
@@ -267,10 +267,7 @@ class MulcotCLI(LightningCLI):
         self._begin()
         if resumed is not None:
             self.config_init["fit"]["ckpt_path"] = str(resumed.path)
-            self.datamodule.begins_epoch_anew = resumed.begins_epoch_anew
-            csv_files.set_aside(self.trainer.loggers, resumed.step)
-            if self.trainer.is_global_zero:
-                print(f"going on from step {resumed.step}, saved in {resumed.path}")
+            take_up(resumed, self.trainer, cast(ModelStage, self.model), self.datamodule)
 
     def _ground(self) -> dict[str, dict[str, Any]]:
         """What this fit stands on."""

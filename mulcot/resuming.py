@@ -7,12 +7,18 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightning import Trainer
+
+from data_modules.multimodal import MultimodalDataModule
 from mulcot.checkpoints import newest_good, read_checkpoint
+from mulcot.csv_files import set_aside
 from mulcot.ground import FORMAT, Ground, check_ground
 from mulcot.launches import was_begun_before
 from mulcot.manifests import package_versions
 from mulcot.stage_folder import StageFolder
 from mulcot.types import InputError
+from stages.base import ModelStage
+from stages.optimizer import OtherRates
 
 _LOG = logging.getLogger(__name__)
 
@@ -25,8 +31,8 @@ class Resumed:
     """The checkpoint."""
     step: int
     """The optimizer steps that were taken."""
-    begins_epoch_anew: bool
-    """Whether the posts of its epoch, or the steps that they make, are others now."""
+    changed: Collection[str]
+    """The groups of its ground that are others now."""
 
 
 def find_resumed(
@@ -67,7 +73,25 @@ def find_resumed(
     for refusal in refusals:
         _LOG.warning("%s. The fit goes on from %s", refusal, where)
     _tell_versions(origin["versions"])
-    return Resumed(path, step, bool({"batch", "data", "world"}.intersection(changed)))
+    return Resumed(path, step, changed)
+
+
+def take_up(resumed: Resumed, trainer: Trainer, stage: ModelStage, data: MultimodalDataModule) -> None:
+    """Gets a fit ready to go on.
+
+    Args:
+        resumed: from where.
+        trainer: of the fit, which has not begun.
+        stage: that is trained.
+        data: that it is trained on.
+    """
+    # The posts of its epoch, or the steps that they make, are others now.
+    data.begins_epoch_anew = not {"batch", "data", "world"}.isdisjoint(resumed.changed)
+    if "optimizer" in resumed.changed:
+        trainer.callbacks.append(OtherRates(stage.optimizer))  # type: ignore[attr-defined]
+    set_aside(trainer.loggers, resumed.step)
+    if trainer.is_global_zero:
+        print(f"going on from step {resumed.step}, saved in {resumed.path}")
 
 
 def _candidates(folder: StageFolder, named: Path | None, fresh: bool) -> Sequence[Path]:

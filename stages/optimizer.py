@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
@@ -71,6 +73,35 @@ def with_schedule(settings: Optimizer, optimizer: torch.optim.Optimizer, steps: 
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val/accuracy"}}
     return optimizer
+
+
+class OtherRates(Callback):
+    """Has a resumed fit take the optimizer's settings as they are now; its moments stay as they were saved.
+
+    Lightning restores the learning rate and the decay with the moments. A plateau is waited for anew.
+
+    Args:
+        settings: of the optimizer.
+    """
+
+    def __init__(self, settings: Optimizer) -> None:
+        self.settings = settings
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Leaves out the state of a schedule that may be of another kind."""
+        checkpoint["lr_schedulers"] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Replaces what was restored."""
+        rate, groups = self.settings.learning_rate, trainer.optimizers[0].param_groups
+        for group, decay in zip(groups, (self.settings.weight_decay, 0.0), strict=True):
+            group |= {"lr": rate, "initial_lr": rate, "betas": self.settings.betas, "weight_decay": decay}
+        for scheduler in (each.scheduler for each in trainer.lr_scheduler_configs):
+            if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+                scheduler.base_lrs = [rate] * len(groups)
+                scheduler.last_epoch = trainer.global_step
+                for group, share in zip(groups, scheduler.lr_lambdas, strict=True):
+                    group["lr"] = rate * share(trainer.global_step)
 
 
 class Gradients:

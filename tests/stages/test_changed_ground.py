@@ -60,6 +60,23 @@ def test_other_ground_that_is_allowed_is_gone_on_upon(
     assert resuming.step_of(stage / "checkpoints" / "last.ckpt") == expected
 
 
+def test_an_optimizer_that_may_change_takes_its_new_settings(chain: Path, broken: Path, resuming: ModuleType) -> None:
+    of = "--model.init_args.optimizer."
+    changes = {"slower": (f"{of}learning_rate", 0.001), "level": (f"{of}schedule", "plateau")}
+    for name, change in changes.items():
+        assert resuming.run(resuming.fit(chain, f"{name}-whole", *change)) == 0
+        stage = resuming.copied(broken, f"{name}-resumed")
+        allowed = ("--allow_changed", "optimizer", f"{of}weight_decay", 0.5)
+        assert resuming.run(resuming.fit(chain, stage.name, *change, *allowed)) == 0
+        whole, found = (resuming.logged(each) for each in (chain / f"{name}-whole", stage))
+        for rates in (tag for tag in whole if tag.startswith("lr-")):
+            behind = {step: value for step, value in whole[rates].items() if step > 6}
+            assert len(behind) == 17
+            assert {step: value for step, value in found[rates].items() if step > 6} == behind
+        saved = torch.load(stage / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]
+        assert [group["weight_decay"] for group in saved["param_groups"]] == [0.5, 0.0]
+
+
 def test_another_model_or_adapter_or_vocabulary_is_refused(
     chain: Path, broken: Path, other_tokenizer: Path, resuming: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
