@@ -95,7 +95,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             # Only line feeds end a line: a text may hold other characters that `splitlines` knows.
             for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), start=1):
                 if len(line) > MAX_LINE:
-                    raise InputError(f"{path}, line {number}: it has more than {MAX_LINE} bytes, which no prediction has")
+                    raise InputError(
+                        f"{path}, line {number}: it has more than {MAX_LINE} bytes, which no prediction has"
+                    )
                 yield number, line.decode("utf-8").removesuffix("\n")
     except FileNotFoundError as error:
         raise MissingInputError(f"{path}: there is no such file; `mulcot test` writes predictions") from error

@@ -26,8 +26,8 @@ def read_scalars(stage_folder: Path) -> dict[str, Points]:
     """Every scalar of a stage, by tag, in the order of its steps.
 
     Of a step that was logged twice, after a resumed fit, the later value counts. A file that ends in the middle of a
-    record gives what stands before, as TensorBoard shows it. Of files that TensorBoard could not read, or that are none,
-    such as pipes, nothing is given.
+    record gives what stands before, as TensorBoard shows it. Of files that TensorBoard could not read, or that are no
+    regular ones, nothing is given.
 
     Args:
         stage_folder: The stage's folder.

@@ -20,6 +20,11 @@ from PIL import Image
 from mulcot.cli import main
 from mulcot.predictions import Prediction
 from mulcot.report.command import report
+from mulcot.report.examples import shown_model
+from mulcot.report.page import pictures_of
+from mulcot.report.pictures import Thumbnail
+from mulcot.report.run import read_run
+from mulcot.report.table_pictures import stored_pictures
 from mulcot.types import InputError
 
 SECONDS = 30
@@ -89,7 +94,20 @@ READERS: dict[str, Any] = {
     "no class path": {"init_args": {"reader": "evilmod.Evil"}},
     "where it was read": {"__path__": "evil.yaml", **EVIL},
     "the base class": {"class_path": "Reader"},
+    "a reader of pictures in files": {"class_path": "Table", "init_args": {"files": {"test": "a"}, "image_root": "/"}},
+    "a path of any length": converted(folder="x" * 5000),
+    "a saved data set of any length": {"class_path": "HuggingFace", "init_args": {"path": "x" * 5000}},
+    "a zero byte": converted(folder="\0"),
 }
+
+
+def picture_of_the_first_post(hand_run: Any) -> Thumbnail:
+    """As the page shows it."""
+    run = read_run(hand_run.folder)
+    pictures, model = pictures_of(run), shown_model(run)
+    assert pictures is not None
+    assert model is not None
+    return pictures.of((run.predictions(model) or [])[0])
 
 
 def configured(stage: Path, posts: Any) -> None:
@@ -97,14 +115,14 @@ def configured(stage: Path, posts: Any) -> None:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_no_class_of_a_run_is_imported(name: str, hand_run: Any, stage: Path, evil: Path, read_page: Any) -> None:
+def test_no_class_of_a_run_is_imported(name: str, hand_run: Any, stage: Path, evil: Path) -> None:
     configured(stage, READERS[name])
-    report(hand_run.folder)
+    shown = picture_of_the_first_post(hand_run)
     assert not evil.exists()
     assert "evilmod" not in sys.modules
-    page = read_page(hand_run.folder / "report.html")
-    assert page.all("img") == []
-    assert "it lies in a table that cannot be opened" in page.words
+    assert shown.uri == ""
+    assert shown.problem.startswith(f"it lies in a table that cannot be opened: {stage}/config-fit.yaml: ")
+    assert "\n" not in shown.problem
 
 
 def test_nor_by_the_command_in_a_folder_with_such_a_module(hand_run: Any, stage: Path, evil: Path) -> None:
@@ -118,9 +136,7 @@ def test_nor_by_the_command_in_a_folder_with_such_a_module(hand_run: Any, stage:
 
 
 @pytest.mark.parametrize("path", ["imdb", "owner/data", "s3://bucket/data", "/nowhere"])
-def test_the_hub_is_not_asked_for_a_run(
-    path: str, hand_run: Any, stage: Path, read_page: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_hub_is_not_asked_for_a_run(path: str, hand_run: Any, stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     def asked(*args: Any, **others: Any) -> None:
@@ -129,16 +145,45 @@ def test_the_hub_is_not_asked_for_a_run(
     monkeypatch.setattr(datasets, "load_dataset", asked)
     monkeypatch.setattr(datasets, "load_from_disk", asked)
     configured(stage, {"class_path": "HuggingFace", "init_args": {"path": path}})
-    report(hand_run.folder)
-    assert f"{path}: it is no folder" in read_page(hand_run.folder / "report.html").words
+    assert f"{path}: it is no folder" in picture_of_the_first_post(hand_run).problem
 
 
-def saved(folder: Path) -> Path:
+def saved(folder: Path, content: bytes = b"x") -> Path:
     from datasets import Dataset, DatasetDict
 
-    rows = {"text": ["a post"], "image": [b"x"]}
+    rows = {"id": ["p0", "p1"], "text": ["a post", "another"], "image": [content, content]}
     DatasetDict({"test": Dataset.from_dict(rows)}).save_to_disk(str(folder))
     return folder
+
+
+@pytest.mark.parametrize("name", ["HuggingFace", "data_modules.readers.HuggingFace",
+                                  "data_modules.readers.hugging_face.HuggingFace"])  # fmt: skip
+def test_a_saved_data_set_of_this_machine_gives_its_pictures(
+    name: str, hand_run: Any, stage: Path, picture: Path, tmp_path: Path
+) -> None:
+    folder = saved(tmp_path / "saved", picture.read_bytes())
+    given = {"path": str(folder), "name": None, "splits_of": {"test": "test"}, "labels": ["positive", "negative"]}
+    configured(stage, {"class_path": name, "init_args": given})
+    shown = picture_of_the_first_post(hand_run)
+    assert (shown.width, shown.height, shown.problem) == (224, 112, "")
+
+
+def test_so_does_one_that_was_split(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    contents = []
+    for colour in ("red", "green", "blue", "white"):
+        Image.new("RGB", (9, 9), colour).save(tmp_path / "one.png")
+        contents.append((tmp_path / "one.png").read_bytes())
+    rows = {"id": ["p0", "p1", "p2", "p3"], "text": ["a", "b", "c", "d"], "image": contents}
+    Dataset.from_dict(rows).save_to_disk(str(tmp_path / "saved"))
+    reader = {"class_path": "HuggingFace", "init_args": {"path": str(tmp_path / "saved")}}
+    given = {"reader": reader, "train": 1, "val": 1, "test": 2, "near_copies": None}
+    posts = {"class_path": "data_modules.readers.GroupedSplit", "init_args": given}
+    folder, found = stored_pictures(posts)
+    assert folder == tmp_path / "saved"
+    assert len(found) == 2
+    assert {picture.read_bytes() for picture in found.values()} <= set(contents)
 
 
 def named_elsewhere(folder: Path) -> None:
@@ -172,9 +217,7 @@ def test_a_hostile_saved_data_set_is_left_closed(name: str, hand_run: Any, stage
     TABLES[name](folder)
     configured(stage, {"class_path": "HuggingFace", "init_args": {"path": str(folder)}})
     assert outcome(["report", "--run_dir", str(hand_run.folder)]) == (0, "")
-    words = read_page(hand_run.folder / "report.html").words
-    assert "it lies in a table that cannot be opened" in words
-    assert str(folder) in words
+    assert "it lies in a table that cannot be opened" in read_page(hand_run.folder / "report.html").words
 
 
 def test_a_report_makes_no_table_of_a_conversion(hand_run: Any, stage: Path, read_page: Any, picture: Path) -> None:
@@ -246,7 +289,9 @@ def aliases(levels: int, last: str, each: str = "[{}]", of: str = "*{}") -> str:
     """YAML of a few lines that stands for ten to the power of its levels."""
     names = [f"a{level}" for level in range(levels)]
     lines = [f"a0: &a0 {last}"]
-    lines += [f"{name}: &{name} " + each.format(", ".join([of.format(before)] * 10)) for before, name in pairwise(names)]
+    lines += [
+        f"{name}: &{name} " + each.format(", ".join([of.format(before)] * 10)) for before, name in pairwise(names)
+    ]
     return "\n".join(lines) + "\n"
 
 
