@@ -8,10 +8,19 @@ from typing import Any, Final
 
 import yaml
 
+from mulcot.regular_files import read_regular
 from mulcot.types import InputError
 
 MAX_VALUES: Final = 100_000
 """Of a configuration; a few lines of aliases of aliases come to billions."""
+MAX_BYTES: Final = 1 << 20
+"""Of a configuration; PyYAML takes ten seconds for so many."""
+_PER_VALUE: Final = 40
+"""Characters of a text that count as one value: an alias of a long one is short too."""
+_MAX_BITS: Final = 256
+"""Of a whole number, more than any setting has; Python refuses to write one of thousands of digits."""
+_UNREADABLE: Final = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError)
+"""What PyYAML raises: beside its own errors those that Python has for `!!int x`, `!!bool x`, or a thirteenth month."""
 
 
 class _OneOfEachKey(yaml.SafeLoader):
@@ -21,10 +30,36 @@ class _OneOfEachKey(yaml.SafeLoader):
         """The mapping that a node spells."""
         spelt: set[str] = set()
         for key, _ in node.value:
-            if str(key.value) in spelt:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # refused below; spelt out, its aliases could be billions
+            if key.value in spelt:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key.value} stands twice", key.start_mark)
-            spelt.add(str(key.value))
+            spelt.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Writes out what a mapping merges by `<<`: billions of keys of a few lines, before PyYAML 6.0.4."""
+        merged = 0
+        for key, value in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                for part in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                    if isinstance(part, yaml.MappingNode):
+                        self.flatten_mapping(part)
+                        merged += len(part.value)
+        if merged > MAX_VALUES:
+            problem = f"it merges more than {MAX_VALUES} keys by `<<`"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        super().flatten_mapping(node)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """The whole number that a node spells."""
+        value = super().construct_yaml_int(node)
+        if value.bit_length() > _MAX_BITS:
+            raise yaml.constructor.ConstructorError(None, None, "a number of too many digits", node.start_mark)
+        return value
+
+
+_OneOfEachKey.add_constructor("tag:yaml.org,2002:int", _OneOfEachKey.construct_yaml_int)
 
 
 def read_yaml(file: Path, form: str = "a configuration is a mapping") -> dict[str, Any]:
@@ -35,20 +70,34 @@ def read_yaml(file: Path, form: str = "a configuration is a mapping") -> dict[st
         form: What it must be, for the message when it is no mapping.
 
     Raises:
-        InputError: It is no YAML, a key stands twice, or it is no mapping; the message names file and line.
+        InputError: As `load_yaml`, or it is no mapping.
+    """
+    values = load_yaml(file)
+    if not isinstance(values, dict):
+        raise InputError(f"{file}: {form}")
+    return values
+
+
+def load_yaml(file: Path) -> Any:
+    """What a YAML file holds, of any form; it may be somebody else's.
+
+    Args:
+        file: The file.
+
+    Raises:
+        InputError: It is no regular file, too large, no YAML, or a key stands twice; the message names file and line.
     """
     try:
-        values = yaml.load(file.read_text(encoding="utf-8"), _OneOfEachKey)  # a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.load(read_regular(file, MAX_BYTES).decode("utf-8"), _OneOfEachKey)  # a SafeLoader
+    except _UNREADABLE as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}:{mark.line + 1}" if mark else f"{file}"
-        raise InputError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from error
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise InputError(f"{where}: not YAML: {problem}") from error
     except RecursionError as error:
         raise InputError(f"{file}: not YAML: it is nested beyond reason") from error
     except OSError as error:
         raise InputError(f"{file}: it cannot be read ({error.strerror})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{file}: {form}")
     if _written_out(values, {}) > MAX_VALUES:
         raise InputError(f"{file}: with its aliases written out it has more than {MAX_VALUES} values; write fewer")
     return values
@@ -56,12 +105,15 @@ def read_yaml(file: Path, form: str = "a configuration is a mapping") -> dict[st
 
 def _written_out(value: Any, known: dict[int, int]) -> int:
     """How many values there are when an alias counts as what it stands for; each is looked at once."""
-    if not isinstance(value, dict | list):
+    if isinstance(value, str | bytes):
+        return 1 + len(value) // _PER_VALUE
+    if not isinstance(value, dict | list | tuple | set):
         return 1
     if id(value) not in known:
         known[id(value)] = MAX_VALUES  # of one that holds itself
-        inner = value.values() if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_written_out(item, known) for item in inner)
+        keys, inner = (value, value.values()) if isinstance(value, dict) else ((), value)
+        of_keys = sum(len(key) // _PER_VALUE for key in keys if isinstance(key, str))
+        known[id(value)] = 1 + of_keys + sum(_written_out(item, known) for item in inner)
     return known[id(value)]
 
 

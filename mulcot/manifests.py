@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from mulcot.config_files import find_config
 from mulcot.files import write_atomic
+from mulcot.regular_files import MAX_JSON, read_regular
 from mulcot.types import InputError, MissingInputError
 
 MANIFEST_NAME: Final = "manifest.json"
@@ -191,15 +192,13 @@ def read_manifest(folder: Path) -> Manifest | None:
     """
     path = folder / MANIFEST_NAME
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise _damaged(path, "it is no file")
-        content = json.loads(path.read_bytes())
-    except InputError:
-        raise
+        content = json.loads(read_regular(path, MAX_JSON))
     except FileNotFoundError:
         return None
     except NotADirectoryError as error:
         raise InputError(f"{folder}: cannot be a folder, for a part of it is a file: name another") from error
+    except OSError as error:
+        raise _damaged(path, str(error.strerror)) from error
     except (ValueError, RecursionError) as error:
         raise _damaged(path, "it is not JSON") from error
     if not isinstance(content, dict):

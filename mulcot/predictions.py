@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final
@@ -11,10 +11,13 @@ from typing import Annotated, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mulcot.files import write_atomic
+from mulcot.regular_files import open_regular
 from mulcot.types import RATIONALE_KEYS, Answer, InputError, MissingInputError, Post, Rationale
 
 FIT_PREDICTIONS: Final = "predictions.jsonl"
 """What a fit's best epoch answers to the test posts, beside its `metrics.json`."""
+MAX_LINE: Final = 4 << 20
+"""Bytes of a prediction; a post and a reply of the longest take a tenth of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +74,9 @@ def read_predictions(path: Path) -> list[Prediction]:
         MissingInputError: there is no such file.
         InputError: a line is not a prediction, or a post occurs twice; the message names file, line and field.
     """
-    try:
-        # Only line feeds end a line: a text may hold other characters that `splitlines` knows.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError as error:
-        raise MissingInputError(f"{path}: there is no such file; `mulcot test` writes predictions") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: it cannot be read ({error}); give a prediction file in UTF-8") from error
     found: dict[str, int] = {}
     predictions = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in _lines(path):
         if not line.strip():
             continue
         prediction = _parsed(path, number, line)
@@ -90,6 +86,25 @@ def read_predictions(path: Path) -> list[Prediction]:
         found[post_id] = number
         predictions.append(prediction)
     return predictions
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file with their numbers; one after the other, so that no file takes more than what it holds."""
+    try:
+        with open_regular(path) as file:
+            # Only line feeds end a line: a text may hold other characters that `splitlines` knows.
+            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), start=1):
+                if len(line) > MAX_LINE:
+                    raise InputError(
+                        f"{path}, line {number}: it has more than {MAX_LINE} bytes, which no prediction has"
+                    )
+                yield number, line.decode("utf-8").removesuffix("\n")
+    except FileNotFoundError as error:
+        raise MissingInputError(f"{path}: there is no such file; `mulcot test` writes predictions") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: it cannot be read ({error}); give a prediction file in UTF-8") from error
+    except OSError as error:
+        raise InputError(f"{path}: it cannot be read ({error.strerror}); give a prediction file in UTF-8") from error
 
 
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -11,6 +11,7 @@ from typing import Annotated, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mulcot.files import write_atomic
+from mulcot.regular_files import MAX_JSON, read_regular
 from mulcot.types import InputError, MissingInputError
 
 PROBES: Final = "probes.json"
@@ -168,13 +169,14 @@ def read_probes(path: Path) -> Probes:
         InputError: it is not what `write_probes` writes; the message names the field.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path, MAX_JSON).decode("utf-8")
     except FileNotFoundError as error:
         raise MissingInputError(
             f"{path}: there is no such file; `mulcot test` with --config experiment/probes.yaml writes it"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: it cannot be read ({error}); run `mulcot test` with the probes again") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: it cannot be read ({reason}); run `mulcot test` with the probes again") from error
     try:
         return Probes.model_validate_json(text)
     except ValidationError as error:

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from mulcot.manifests import read_manifest
+from mulcot.regular_files import MAX_JSON, read_regular
 from mulcot.types import InputError, MissingInputError
 
 METRICS_NAME: Final = "metrics.json"
@@ -249,10 +250,14 @@ class SoftLabels(_Made):
         return f"{self.tokens:,} soft labels, {self.bytes_per_token:.0f} bytes each, {kept}"
 
 
+FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+"""What the steps of a chain are called, see `mulcot.chain_plan`: no other name is joined to the run's folder."""
+
+
 class Step(_Part):
     """A step of a run's chain; its folder is named like it."""
 
-    name: str
+    name: FolderName
     verb: str
 
 
@@ -317,10 +322,10 @@ def read_stages(run_dir: Path, chain: Sequence[str]) -> list[Stage]:
 
 
 def _read(path: Path, kind: TypeAdapter[Any]) -> Any:
-    if not path.is_file():  # a pipe would be waited for
+    if not path.is_file():
         raise InputError(f"{path}: it is no file; run the stage again with --fresh")
     try:
-        return kind.validate_json(path.read_bytes())
+        return kind.validate_json(read_regular(path, MAX_JSON))
     except OSError as error:
         raise InputError(f"{path}: it cannot be read ({error.strerror})") from error
     except ValidationError as error:

@@ -13,8 +13,11 @@ from mulcot.report.pairs import over_seeds, paired_models
 from mulcot.report.provenance import read_chain_file
 from mulcot.report.run import Run, read_run
 from mulcot.report.systems import systems_of
+from mulcot.types import InputError
 
 _ABSENT: Final = "(absent)"
+_LONGEST: Final = 1000
+"""Characters of a setting's name, which is written once for every value below it; nobody's has so many."""
 
 
 def compare(first_dir: Path, second_dir: Path) -> dict[str, Any]:
@@ -108,20 +111,23 @@ def _flat_configs(run: Run, stage: str) -> dict[str, str]:
     flat: dict[str, str] = {}
     for path in sorted((run.folder / stage).glob("config-*.yaml")):
         verb = path.stem.removeprefix("config-")
-        for key, value in _flattened(read_config(path), verb):
+        for key, value in _flattened(read_config(path), verb, path):
             flat[key] = _homeless(value, homes)
     return flat
 
 
-def _flattened(value: Any, path: str) -> Iterator[tuple[str, str]]:
+def _flattened(value: Any, name: str, file: Path) -> Iterator[tuple[str, str]]:
+    """The settings below one of this name, as the file has them."""
+    if len(name) > _LONGEST:
+        raise InputError(f"{file}: {name[:40]}...: the name of this setting has more than {_LONGEST} characters")
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
-            yield from _flattened(item, f"{path}.{key}")
+            yield from _flattened(item, f"{name}.{key}", file)
     elif isinstance(value, list) and any(isinstance(item, Mapping | list) for item in value):
         for at, item in enumerate(value):
-            yield from _flattened(item, f"{path}[{at}]")
+            yield from _flattened(item, f"{name}[{at}]", file)
     else:
-        yield path, str(value)
+        yield name, str(value)
 
 
 def _homeless(value: str, homes: set[str]) -> str:

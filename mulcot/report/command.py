@@ -19,6 +19,7 @@ from mulcot.report.collect import numbers_of
 from mulcot.report.published import PublishedRow, read_published
 from mulcot.report.run import BASELINE, read_run
 from mulcot.report.terminal import WIDTH, render, render_comparison
+from mulcot.shown_text import visible
 from mulcot.types import InputError
 
 PAGE_NAME: Final = "report.html"
@@ -54,7 +55,10 @@ def report(
         MissingInputError: no stage of the run has written its metrics.
         InputError: a file of the run is damaged, or a result cannot be written.
     """
-    from mulcot.report.page import run_page  # with it come the readers, which a mistyped folder should not wait for
+    from mulcot.report.page import (
+        pictures_of,
+        run_page,
+    )  # with it come the readers, which a mistyped folder should not wait for
 
     rows: list[PublishedRow] = [] if published is None else read_published(published)
     run = read_run(run_dir)
@@ -62,10 +66,15 @@ def report(
     target = out or _inside(run_dir, METRICS_NAME, "--out")
     _write_numbers(target, result)
     page = page or (target.parent / PAGE_NAME if out else _inside(run_dir, PAGE_NAME, "--page"))
-    _write(page, run_page(run, result, rows), "page")
+    pictures = pictures_of(run)
+    _write(page, run_page(run, result, rows, pictures), "page")
     console = _console()
     render(result, console)
     console.print(f"page: {page}", markup=False, highlight=False, soft_wrap=True)
+    for folder, count in sorted(pictures.outside.items() if pictures else ()):
+        # The run says which pictures are shown, and may be somebody else's; the page is sent around.
+        told = f"pictures of the page that do not lie in the run: {count}, in {visible(str(folder))}"
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
     return result
 
 

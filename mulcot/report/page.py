@@ -53,13 +53,28 @@ class ExampleGroup:
     """The posts."""
 
 
-def run_page(run: Run, result: Mapping[str, Any], published: Sequence[PublishedRow]) -> str:
+def pictures_of(run: Run) -> PostPictures | None:
+    """The pictures of the posts that the page shows; None where it shows none.
+
+    Raises:
+        InputError: a file of the run is damaged.
+    """
+    model = shown_model(run)
+    if model is None:
+        return None
+    return PostPictures(run.folder, read_chain_file(run.folder).run_dir, model.folder / FIT_CONFIG)
+
+
+def run_page(
+    run: Run, result: Mapping[str, Any], published: Sequence[PublishedRow], pictures: PostPictures | None
+) -> str:
     """The page of one run.
 
     Args:
         run: the run.
         result: its numbers, see `collect`.
         published: numbers that others published.
+        pictures: those of the posts that it shows, see `pictures_of`.
 
     Raises:
         InputError: a file of the run is damaged.
@@ -94,7 +109,7 @@ def run_page(run: Run, result: Mapping[str, Any], published: Sequence[PublishedR
         rationales=rationale_tables(run),
         unavailable=unavailable(run),
         probes=probe_tables(run),
-        example_groups=_examples(run, known, chain.run_dir),
+        example_groups=_examples(run, known, pictures),
         example_model=shown_model(run),
         rationale_keys=list(RATIONALE_KEYS),
         most_hashes=_MOST_HASHES,
@@ -135,11 +150,10 @@ def _differences(result: Mapping[str, Any]) -> PageTable | None:
     return difference_table(result["differences"], f"Paired differences from “{baseline}”", "metrics.json: differences")
 
 
-def _examples(run: Run, known: Mapping[str, RationaleRecord], named: str | None) -> list[ExampleGroup]:
+def _examples(run: Run, known: Mapping[str, RationaleRecord], pictures: PostPictures | None) -> list[ExampleGroup]:
     model = shown_model(run)
-    if model is None:
+    if model is None or pictures is None:
         return []
-    pictures = PostPictures(run.folder, named, model.folder / FIT_CONFIG)
     return [ExampleGroup(*RULES[name], found) for name, found in examples(run, model, known, pictures).items()]
 
 

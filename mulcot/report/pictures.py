@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -57,7 +58,7 @@ class PostPictures:
     """The pictures of a stage's test posts.
 
     A picture is the file that the prediction names, from here or inside the run's folder if that was moved. Where it
-    is none, because it lies in a table or the data moved, the stage's reader is asked, once.
+    lies in a table, the data set that the stage's configuration names is opened, once, see `stored_pictures`.
 
     Args:
         run_dir: the run's folder.
@@ -69,6 +70,8 @@ class PostPictures:
         self._run_dir = run_dir
         self._named = named
         self._config = config
+        self.outside: Counter[Path] = Counter()
+        """Pictures that were given and do not lie in the run's folder, by the folder in which they do."""
 
     def of(self, prediction: Prediction) -> Thumbnail:
         """The picture of a post."""
@@ -78,57 +81,37 @@ class PostPictures:
             candidates.append(self._run_dir / place.relative_to(self._named))
         for path in candidates:
             if os.path.isfile(path):  # unlike `Path.is_file` it takes any name, however long
-                return thumbnail(path)
+                return self._noted(thumbnail(path), Path(os.path.realpath(path)).parent)
         if not _PLACE.fullmatch(prediction.image):
             return thumbnail(place)
         try:
-            pictures = self._of_reader
+            folder, pictures = self._stored
         except InputError as error:
             return Thumbnail("", problem=f"it lies in a table that cannot be opened: {error}")
         picture = pictures.get(prediction.answer.post_id)
         if picture is None:
             return Thumbnail("", problem="it lies in a table that does not have this post any more")
-        return thumbnail(picture)
+        return self._noted(thumbnail(picture), Path(os.path.realpath(folder)))
+
+    def _noted(self, shown: Thumbnail, folder: Path) -> Thumbnail:
+        """The picture, counted where it is shown and comes from outside of the run."""
+        if shown.uri and not folder.is_relative_to(os.path.realpath(self._run_dir)):
+            self.outside[folder] += 1
+        return shown
 
     @cached_property
-    def _of_reader(self) -> Mapping[str, Path | StoredPicture]:
-        """The pictures of the test posts by post id, as the stage's reader gives them.
+    def _stored(self) -> tuple[Path, Mapping[str, StoredPicture]]:
+        """The folder of the stage's data set, and its pictures by post id.
 
         Raises:
             InputError: the configuration or the data cannot be read.
         """
-        from jsonargparse import ArgumentError, ArgumentParser  # with it come the readers, and pyarrow with them
+        from mulcot.report.table_pictures import stored_pictures  # with it come the readers, and pyarrow with them
 
-        from data_modules.readers import Reader
-        from data_modules.readers import __all__ as known
-        from data_modules.readers.row_log import RowLog
-
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_subclass_arguments(Reader, "posts")
+        config: Any = read_config(self._config)
+        for key in ("data", "init_args", "posts"):
+            config = config.get(key) if isinstance(config, Mapping) else None
         try:
-            posts = read_config(self._config)["data"]["init_args"]["posts"]
-            # A report may be asked for of a run that somebody else made: its configuration is data here, and a class
-            # that it names is not imported for it.
-            others = [
-                name for name in _classes(posts) if name not in known and not name.startswith("data_modules.readers.")
-            ]
-            if others:
-                raise InputError(f"{self._config}: its reader {others[0]!r} is none of mulcot's, so it is not opened")
-            reader: Reader = parser.instantiate_classes(parser.parse_object({"posts": posts})).posts
-        except InputError:
-            raise
-        except (ArgumentError, TypeError, ValueError, KeyError) as error:
-            raise InputError(f"{self._config}: its reader cannot be opened ({' '.join(str(error).split())})") from error
-        return {post.id: post.image for post in reader.read("test", RowLog(on_bad_row="skip"))}
-
-
-def _classes(value: Any) -> Iterator[str]:
-    """The names of the classes that a part of a configuration asks for."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            if key == "class_path":
-                yield str(inner)
-            yield from _classes(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _classes(inner)
+            return stored_pictures(config)
+        except InputError as error:
+            raise InputError(f"{self._config}: {error}") from error

@@ -62,9 +62,11 @@ def loss_charts(run_dir: Path, scalars: Mapping[str, Mapping[str, Scalars]]) -> 
 
 def _loss_names(config: Path) -> dict[str, str]:
     """What the legend calls each loss of a configuration: its name and its class."""
-    losses = read_config(config).get("losses") or {}
+    losses = read_config(config).get("losses")
+    if not isinstance(losses, Mapping):
+        return {}  # of a stage without losses, or of a run that somebody wrote by hand
     return {
-        name: f"{name} ({str(loss['class_path']).rsplit('.', 1)[-1]})"
+        str(name): f"{name} ({str(loss['class_path']).rsplit('.', 1)[-1]})"
         for name, loss in losses.items()
         if isinstance(loss, Mapping) and "class_path" in loss
     }

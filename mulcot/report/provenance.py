@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mulcot.manifests import read_manifest
-from mulcot.metrics.stage_files import CHAIN_NAME
+from mulcot.metrics.stage_files import CHAIN_NAME, FolderName
+from mulcot.regular_files import MAX_JSON, read_regular
 from mulcot.types import InputError
 
 _PROGRAM = ["-m", "mulcot"]
@@ -20,7 +21,7 @@ _PROGRAM = ["-m", "mulcot"]
 class _Step(BaseModel):
     model_config = ConfigDict(strict=True)
 
-    name: str
+    name: FolderName
     command: list[str] = Field(default_factory=list)
 
 
@@ -84,7 +85,7 @@ def read_chain_file(run_dir: Path) -> ChainFile:
     if not path.exists():
         return ChainFile()
     try:
-        return ChainFile.model_validate_json(path.read_bytes())
+        return ChainFile.model_validate_json(read_regular(path, MAX_JSON))
     except OSError as error:
         raise InputError(f"{path}: it cannot be read ({error.strerror})") from error
     except ValidationError as error:

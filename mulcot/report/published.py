@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from mulcot.config_files import load_yaml
 from mulcot.metrics.stage_files import gold_counts
 from mulcot.report.run import Run
 from mulcot.types import InputError, MissingInputError
@@ -70,14 +70,10 @@ def read_published(path: Path) -> list[PublishedRow]:
         MissingInputError: there is no such file.
         InputError: it is no YAML list of rows; the message names row and field.
     """
+    if not path.exists():
+        raise MissingInputError(f"{path}: there is no such file; --published takes a YAML list of rows")
     try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise MissingInputError(f"{path}: there is no such file; --published takes a YAML list of rows") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: it cannot be read as YAML ({' '.join(str(error).split())})") from error
-    try:
-        return _ROWS.validate_python(content)
+        return _ROWS.validate_python(load_yaml(path))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         row, *names = first["loc"] or ("",)

@@ -1,7 +1,12 @@
 """A run made by hand, whose numbers can be worked out, and a reader for its page."""
 
 import json
+import os
+import resource
+import signal
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -9,6 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from mulcot.cli import main
 from mulcot.manifests import Manifest, write_manifest
 from mulcot.metrics import ClassificationReport
 from mulcot.predictions import Prediction, write_predictions
@@ -16,6 +22,10 @@ from mulcot.types import Answer, Rationale, RationaleRecord
 
 LABELS = ("positive", "neutral", "negative")
 GOLD = ["positive"] * 4 + ["neutral"] * 5 + ["negative"]
+SECONDS = 30
+"""After so long a case counts as one that hangs."""
+MEMORY = 1 << 30
+"""Bytes that a case may take beyond what the process has."""
 VOID = {"meta", "img", "br", "path", "circle", "link", "input", "hr"}
 
 
@@ -189,3 +199,46 @@ def picture(tmp_path: Path) -> Path:
     path = tmp_path / "picture.png"
     Image.new("RGB", (600, 300), (250, 20, 20)).save(path)
     return path
+
+
+@pytest.fixture
+def stage(hand_run: Any) -> Path:
+    """A tested student whose posts' pictures lie in a table."""
+    return hand_run.model(
+        "student", "student, distilled", 0, hand_run.gold, change=lambda row: replace(row, image="t.arrow, row 1")
+    )
+
+
+def outcome_of(arguments: list[str]) -> tuple[int, str]:
+    """Exit code and error of a command in a fork that has so much memory and time."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(SECONDS)
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(writing, 2)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+        code = 99
+        try:
+            code = main(arguments)
+        except BaseException as error:  # handed to the parent, whose test it fails
+            print(repr(error), file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(code)
+    os.close(writing)
+    with os.fdopen(reading) as file:
+        shown = file.read()
+    _, status = os.waitpid(child, 0)
+    assert os.WIFEXITED(status), f"the process died or hung: status {status}"
+    return os.WEXITSTATUS(status), shown
+
+
+@pytest.fixture
+def outcome() -> Callable[[list[str]], tuple[int, str]]:
+    """Runs a hostile case."""
+    return outcome_of

@@ -324,7 +324,7 @@ def test_a_run_that_was_not_tested_has_a_page(hand_run, read_page, capsys):
     [
         ("teacher/rationales-test.jsonl", '{"post_id": "p9"}\n', r"rationales-test\.jsonl, line 1"),
         ("student-0/predictions.jsonl", "{\n", r"student-0/predictions\.jsonl, line 1: "),
-        ("student-0/config-fit.yaml", "[", r"student-0/config-fit\.yaml: it cannot be read as YAML"),
+        ("student-0/config-fit.yaml", "[", r"student-0/config-fit\.yaml:1: not YAML"),
         ("student-0/manifest.json", "{", r"student-0/manifest\.json: the manifest is damaged"),
         ("chain.json", '{"steps": 3}', r"chain\.json: steps: "),
         ("chain.json", '{"steps": [], "config": 3}', r"chain\.json: config: "),
