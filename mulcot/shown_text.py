@@ -1,4 +1,4 @@
-"""Text of posts and models as it may be shown: nothing in it is invisible, turns a page around or acts on a terminal."""
+"""Text of others as it may be shown: nothing in it is invisible, turns a page around or acts on a terminal."""
 
 from __future__ import annotations
 
