@@ -207,7 +207,11 @@ def _source(names: Sequence[str], data_root: str | None, run_dir: str | None) ->
         return OmegaConf.to_container(chosen, resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
         wanted = "; give --data_root or --run_dir" if "data_root" in str(error) or "run_dir" in str(error) else ""
-        reason = "it refers to itself" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+        reason = (
+            "it refers to itself, or is nested beyond reason"
+            if isinstance(error, RecursionError)
+            else str(error).splitlines()[0]
+        )
         raise InputError(f"--config {names[-1]}: {reason}{wanted}") from error
 
 
