@@ -34,6 +34,7 @@ from data_modules.readers.row_log import Row, RowError, RowLog, one_line
 from mulcot.files import write_atomic
 from mulcot.images import load_image
 from mulcot.manifests import MANIFEST_NAME
+from mulcot.shown_text import first_line
 from mulcot.types import InputError, Post, Split
 
 if TYPE_CHECKING:
@@ -157,10 +158,9 @@ def _begun(plan: Plan, replaces: bool) -> Plan:
 
 
 def no_folder(out: Path, error: OSError) -> InputError:
-    """The error to raise when the data set's folder cannot be had."""
-    return InputError(
-        f"--out {one_line(out)}: there can be no folder ({error.strerror}); name one that can be written to"
-    )
+    """The error to raise when the folder to write cannot be had."""
+    reason = error.strerror or first_line(error)
+    return InputError(f"--out {one_line(out)}: there can be no folder ({reason}); name one that can be written to")
 
 
 def _splits(reader: Reader, log: RowLog) -> tuple[Split, ...]:

@@ -23,10 +23,12 @@ from data_modules.readers import GroupedSplit, Reader
 from data_modules.readers.converted import BUILDING, DESCRIPTION
 from data_modules.readers.row_log import OnBadRow, RowLog, one_line, summarise
 from mulcot.config_errors import check_unicode, explain_config_error
-from mulcot.config_files import find_config
+from mulcot.config_files import find_config, read_yaml
 from mulcot.files import write_atomic
 from mulcot.manifests import CHAIN_FILES, MANIFEST_NAME, input_digests, make_manifest, output_digests, write_manifest
 from mulcot.rationale_commands import main_rationales
+from mulcot.shown_text import printable_json
+from mulcot.terminal_tables import say
 from mulcot.types import DEFAULT_LABELS, InputError, MissingInputError
 
 if TYPE_CHECKING:
@@ -105,7 +107,7 @@ def main_check(argv: Sequence[str]) -> int:
             progress=lambda split, posts: status.update(f"reading {split}: {posts:,} posts"),
         )
     if given.json:
-        print(json.dumps(found.to_dict(), ensure_ascii=False, indent=2))
+        print(printable_json(found.to_dict()))
     else:
         print_report(found, Console(), given.rows)
     return 1 if found.problems else 0
@@ -188,17 +190,29 @@ def _parse(parser: ArgumentParser, argv: Sequence[str]) -> tuple[Any, Reader]:
 
 def _source(names: Sequence[str], data_root: str | None, run_dir: str | None) -> Any:
     """The source that YAML files name, later ones over earlier ones."""
-    merged = OmegaConf.merge(*(OmegaConf.load(find_config(name)) for name in names))
-    roots = {"data_root": data_root, "run_dir": run_dir}
-    merged = OmegaConf.merge(merged, {name: value for name, value in roots.items() if value is not None})
-    chosen = OmegaConf.select(merged, "data.init_args.posts")
-    if chosen is None:
-        raise InputError(f"--config {names[-1]}: it names no source of posts (data.init_args.posts)")
+    # Through YAML's safe loader: OmegaConf's own takes keys that stand twice, and writes aliases of aliases out.
+    given = [read_yaml(find_config(name)) for name in names]
     try:
+        merged = OmegaConf.merge(*map(OmegaConf.create, given))
+        roots = {"data_root": data_root, "run_dir": run_dir}
+        merged = OmegaConf.merge(merged, {name: value for name, value in roots.items() if value is not None})
+        chosen = OmegaConf.select(merged, "data.init_args.posts")
+        if chosen is None:
+            raise InputError(f"--config {names[-1]}: it names no source of posts (data.init_args.posts)")
+        if not OmegaConf.is_dict(chosen):
+            raise InputError(
+                f"--config {names[-1]}: data.init_args.posts is {str(chosen)[:80]!r}; it must be a class: "
+                "{class_path: ..., init_args: {...}}"
+            )
         return OmegaConf.to_container(chosen, resolve=True)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, RecursionError) as error:
         wanted = "; give --data_root or --run_dir" if "data_root" in str(error) or "run_dir" in str(error) else ""
-        raise InputError(f"--config {names[-1]}: {str(error).splitlines()[0]}{wanted}") from error
+        reason = (
+            "it refers to itself, or is nested beyond reason"
+            if isinstance(error, RecursionError)
+            else str(error).splitlines()[0]
+        )
+        raise InputError(f"--config {names[-1]}: {reason}{wanted}") from error
 
 
 def _convert(argv: Sequence[str], reader: Reader, target: Target) -> None:
@@ -325,12 +339,7 @@ def _list_left_out(out: Console, log: RowLog, folder: Path) -> None:
 
 
 def _say_left_out(out: Console, log: RowLog, folder: Path) -> None:
-    out.print(
-        f"left out: {len(log.bad):,} wrong rows ({summarise(log.bad)}), listed in {folder / BAD_ROWS}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    say(out, f"left out: {len(log.bad):,} wrong rows ({summarise(log.bad)}), listed in {folder / BAD_ROWS}")
 
 
 def _tell(out: Console, target: Target, description: Description, log: RowLog, seconds: float) -> None:
@@ -338,10 +347,10 @@ def _tell(out: Console, target: Target, description: Description, log: RowLog, s
     total = sum(posts.values())
     counts = ", ".join(f"{split} {count:,}" for split, count in posts.items())
     rate = f"{seconds:.1f} s, {total / seconds:,.0f} posts/s"
-    out.print(f"{target.out}: {total:,} posts ({counts}) in {rate}", highlight=False, markup=False, soft_wrap=True)
+    say(out, f"{target.out}: {total:,} posts ({counts}) in {rate}")
     for reason, count in log.dropped.items():
-        out.print(f"dropped by the source's rule: {count:,} ({reason})", highlight=False, markup=False, soft_wrap=True)
+        say(out, f"dropped by the source's rule: {count:,} ({reason})")
     if log.bad:
         _say_left_out(out, log, Path(target.out))
     use = f"posts: {{class_path: Converted, init_args: {{folder: {target.out}}}}}"
-    out.print(f"use it with   {use}", highlight=False, markup=False, soft_wrap=True)
+    say(out, f"use it with   {use}")

@@ -38,6 +38,7 @@ MARKER: Final = "demo_posts.json"
 _VERSION: Final = 1
 _FORMAT: Final = 2
 """Of the written files; it changes without the posts themselves."""
+MOST: Final = 1_000_000  # rows of a split; all are held in memory
 _SLOW: Final = 400
 """From this many pictures on (about half a second) a progress bar is shown."""
 
@@ -217,12 +218,12 @@ def write_demo_posts(out: Path, train: int = 1000, val: int = 150, test: int = 3
         seed: Equal arguments write equal bytes.
 
     Raises:
-        InputError: a size is below 1, or `out` holds something that this function did not write or that was changed.
+        InputError: a size is not in 1 to `MOST`, or `out` holds what this function did not write or what was changed.
     """
     sizes: dict[Split, int] = {"train": train, "val": val, "test": test}
     for split, size in sizes.items():
-        if size < 1:
-            raise InputError(f"demo posts: {split} is {size}, it must be at least 1")
+        if not 1 <= size <= MOST:
+            raise InputError(f"demo posts: {split} is {size}, it must be at least 1 and at most {MOST}")
     out = Path(os.path.realpath(out))  # a link stays a link: the folder that it names is the one that is renamed
     arguments = {"version": _VERSION, "format": _FORMAT, "train": train, "val": val, "test": test, "seed": seed}
     if _written_with(out) == arguments:

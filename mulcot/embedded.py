@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Any, Final
 
 from jsonargparse import ArgumentParser
+from pydantic import Field
 
+from data_modules.readers.row_log import Row, RowError
 from mulcot.demo_posts import write_demo_posts
 from mulcot.files import write_atomic
 from mulcot.manifests import input_digests, make_manifest, output_digests, write_manifest
 from mulcot.prompts import get_prompt
-from mulcot.types import DEFAULT_LABELS, TASKS, InputError, MissingInputError, Post
+from mulcot.ranges import Count, Seed, check_number
+from mulcot.types import DEFAULT_LABELS, TASKS, MissingInputError, Post
 
 _POST_KEYS: Final = ("id", "text", "aspect", "label", "image")
+_Most = Annotated[Count, Field(le=1_000_000)]
+"""Far more than is of use to models so small."""
 
 
 def demo_posts(out: Path, train: int = 1000, val: int = 150, test: int = 300, seed: int = 0) -> None:
@@ -48,7 +53,16 @@ def tiny_models(
         vocab_size: entries of the tokenizer at most.
         max_pixels: pictures are shrunk to at most so many pixels; 784 of them make a token.
         seed: decides the weights.
+
+    Raises:
+        InputError: a number is out of range, or the corpus cannot be read; the message names file and line.
     """
+    for name, kind, value in (
+        ("vocab_size", _Most, vocab_size),
+        ("max_pixels", _Most, max_pixels),
+        ("seed", Seed, seed),
+    ):
+        check_number(name, kind, value)
     from mulcot.models.tiny import build_pair  # imports torch and transformers, which the other verb does not need
 
     parameters = build_pair(out, _texts(corpus), vocab_size, max_pixels, seed)
@@ -81,7 +95,12 @@ def _make(verb: str, make: Callable[..., None], parser: ArgumentParser, argv: Se
                 "folders of posts"
             )
     inputs = input_digests(given.out, corpus)
-    make(**given.as_dict())
+    try:
+        make(**given.as_dict())
+    except OSError as error:
+        from data_modules.conversion import no_folder  # with it comes pyarrow
+
+        raise no_folder(given.out, error) from error
     made = [path for path in given.out.iterdir() if path.name not in ("log.txt", "command.key", "manifest.json")]
     outputs = output_digests(given.out, sorted(made))
     manifest = make_manifest([verb, *argv], inputs=inputs, outputs=outputs, seed=given.seed, started=started)
@@ -91,23 +110,31 @@ def _make(verb: str, make: Callable[..., None], parser: ArgumentParser, argv: Se
 
 def _texts(corpus: Sequence[Path]) -> Iterator[str]:
     """What the models will read: every text of the files, rationales as JSON, and the prompts around each of them."""
+    from data_modules.readers import Converted  # what demo-posts does not need
+    from data_modules.readers.base import read_lines
+    from data_modules.readers.json_files import json_line
+
     post = Post(id="", text="", image=Path(), aspect="")
     prompts = [get_prompt("masc", task).render(post, DEFAULT_LABELS).text for task in TASKS]
     for path in corpus:
         if path.is_dir():
-            from data_modules.readers import Converted  # what demo-posts and JSON Lines do not need
-
             for post in Converted(path).read("train"):
                 yield from prompts
                 yield from (part for part in (post.text, post.aspect) if part)
             continue
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                values = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{path} line {number}: not JSON ({error}); each line must be one object") from error
+        for row, line in read_lines(path):
             yield from prompts
-            # Without the groups that a post belongs to, such as `conflict`: no model reads them.
-            written = {key: value for key, value in values.items() if key in _POST_KEYS}
-            yield json.dumps(values.get("rationale", written), ensure_ascii=False)
-            yield from (str(values[key]) for key in ("text", "aspect") if values.get(key))
+            yield from _parts(row, json_line(row, line))
+
+
+def _parts(row: Row, values: Mapping[str, Any]) -> list[str]:
+    """What is read of a line of JSON."""
+    # Without the groups that a post belongs to, such as `conflict`: no model reads them.
+    written = {key: value for key, value in values.items() if key in _POST_KEYS}
+    parts = [json.dumps(values.get("rationale", written), ensure_ascii=False)]
+    parts += [str(values[key]) for key in ("text", "aspect") if values.get(key)]
+    try:
+        "".join(parts).encode()
+    except UnicodeEncodeError as error:
+        raise RowError(row, None, "it holds half a surrogate pair", "take that character out") from error
+    return parts

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
 from mulcot.config_errors import explain_config_error
+from mulcot.shown_text import printable_json
 from mulcot.teachers.limits import Prices
 from mulcot.teachers.store import LabelStore
 from mulcot.teachers.store_files import whole_values
 from mulcot.teachers.store_merge import merge_store
 from mulcot.teachers.store_summary import print_reconciliation, reconcile
+from mulcot.terminal_tables import say
 from mulcot.types import SPLITS, InputError, MissingInputError, RationaleRecord
 
 
@@ -42,14 +42,14 @@ def main_rationales(argv: Sequence[str]) -> int:
             _export(store, given.export)
         found = reconcile(store, _prices(given.prices))
     if given.json:
-        print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+        print(printable_json(found.to_dict()))
         return 0
     out = Console()
     print_reconciliation(found, out)
     if records:
-        _say(out, f"brought in: {new:,} of {len(records):,} records were new; the next run takes those that fit")
+        say(out, f"brought in: {new:,} of {len(records):,} records were new; the next run takes those that fit")
     if given.export is not None:
-        _say(out, f"rationale files: {given.export}")
+        say(out, f"rationale files: {given.export}")
     return 0
 
 
@@ -77,10 +77,11 @@ def _prices(given: Sequence[float] | None) -> Prices | None:
 def _export(store: LabelStore, folder: Path) -> None:
     from stages.rationale_files import write_rationale_files  # with the stages comes torch
 
+    store.check_attempts()
     splits = {row.split for row in store.settled()}
     if not splits:
         raise InputError(f"{store.path}: no run has settled a post yet, so there is nothing to export")
-    write_rationale_files(folder, store, sorted(splits, key=lambda split: (split not in SPLITS, split)))
+    write_rationale_files(folder, store, [split for split in SPLITS if split in splits])
 
 
 def _records(path: Path) -> Iterator[RationaleRecord]:
@@ -101,7 +102,3 @@ def _records(path: Path) -> Iterator[RationaleRecord]:
         if record.source == "assistant":
             raise row.error("source", "the assistant wrote it", "bring in what a teacher wrote")
         yield record
-
-
-def _say(out: Console, line: Any) -> None:
-    out.print(line, markup=False, highlight=False, soft_wrap=True)

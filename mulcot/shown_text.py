@@ -1,7 +1,8 @@
-"""Text of posts and models as a page may show it: nothing in it is invisible, turns the page around or breaks it."""
+"""Text of others as it may be shown: nothing in it is invisible, turns a page around or acts on a terminal."""
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from typing import Any, Final
@@ -33,6 +34,15 @@ def shortened(text: str, longest: int = LONGEST) -> str:
 def first_line(error: BaseException) -> str:
     """What an error says, without its tail of advice; its class where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def printable_json(value: Any, indent: int | None = 2) -> str:
+    """A value as JSON that may be printed: what is invisible or reorders text is an escape, all else as it is.
+
+    It parses to the same value as any other JSON of it.
+    """
+    written = json.dumps(value, indent=indent, ensure_ascii=False)
+    return _HIDDEN.sub(lambda match: json.dumps(match.group())[1:-1], written)
 
 
 def finalize(value: Any) -> Any:

@@ -11,7 +11,7 @@ from mulcot.files import write_atomic
 from mulcot.teachers.settled import Conclusion, Settled
 from mulcot.teachers.store import LabelStore
 from mulcot.teachers.store_summary import SplitCounting, SplitCounts, settled_with_tokens
-from mulcot.types import Post, Rationale, RationaleRecord
+from mulcot.types import SPLITS, InputError, Post, Rationale, RationaleRecord
 from stages.outcomes import Outcome
 
 
@@ -61,12 +61,20 @@ def write_rationale_files(folder: Path, store: LabelStore, splits: Sequence[str]
 
     Returns:
         What `split_counts` says, from the same reading of the store.
+
+    Raises:
+        InputError: a split is none that there is, and so no part of a file's name.
     """
+    for split in splits:
+        if split not in SPLITS:
+            raise InputError(f"{folder}: there is no split {split!r}; rationale files are of {', '.join(SPLITS)}")
     counting = SplitCounting()
     accepted: dict[str, list[str]] = {split: [] for split in splits}
     rejected: dict[str, list[str]] = {split: [] for split in splits}
     for rows, tokens in settled_with_tokens(store):
-        rationales = store.accepted({row.asks[-1][:2] for row in rows if row.failure is None and row.imported is None})
+        rationales = store.accepted(
+            {row.asks[-1][:2]: row.post_id for row in rows if row.failure is None and row.imported is None}
+        )
         for row in rows:
             counting.add(row, tokens)
             if row.split not in accepted:
@@ -96,7 +104,10 @@ def _record(
 ) -> RationaleRecord:
     rationale = rationales.get(row.asks[-1][:2])
     if rationale is None or row.source is None:
-        raise LookupError(f"{store.path}: post {row.post_id!r} is settled, but its rationale is missing")
+        raise InputError(
+            f"{store.path}: the label store is damaged: table accepted lacks the rationale of post {row.post_id!r}, "
+            "which is settled: move the store away, or use another stage folder"
+        )
     tokens = [tokens_of[key, attempt] for key, attempt, _ in row.asks]
     return RationaleRecord(
         post_id=row.post_id,

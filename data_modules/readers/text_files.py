@@ -1,5 +1,6 @@
 """Text files, read line by line and in any encoding, with errors that say where a byte is wrong."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import StringIO
@@ -141,8 +142,10 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     """A file's bytes.
 
     Raises:
-        InputError: There is no such file, or it cannot be opened or read.
+        InputError: There is no such file, it is a pipe or a device, or it cannot be opened or read.
     """
+    if is_endless(path):
+        raise InputError(f"{one_line(path)}: it is no regular file; give one")
     try:
         with open(path, "rb") as file:
             yield file
@@ -152,6 +155,11 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         ) from error
     except OSError as error:
         raise InputError(f"{one_line(path)}: it cannot be read ({error.strerror}); give a readable file") from error
+
+
+def is_endless(path: Path) -> bool:
+    """Whether it is a pipe or a device, which would be waited for, or have no end."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def _not_of(encoding: str, where: str, error: UnicodeError) -> InputError:

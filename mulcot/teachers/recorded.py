@@ -103,6 +103,8 @@ class RecordedTeacher:
 
 
 def _read(path: Path) -> str:
+    if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for, a device has no end
+        raise InputError(f"{path}: the recorded replies are no regular file; give one")
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:

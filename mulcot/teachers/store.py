@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple
 from itertools import chain, islice
@@ -29,7 +29,8 @@ from mulcot.teachers.store_files import (
     take_lock,
     whole_values,
 )
-from mulcot.types import RATIONALE_KEYS, InputError, Rationale, RationaleRecord
+from mulcot.teachers.store_values import SETTLED, check_attempts, conclusion_of, rationale_of, record_of, settled_of
+from mulcot.types import InputError, Rationale, RationaleRecord
 
 # Of several stores that were merged, more than one may have sent an attempt: a reply comes before a refusal to reply,
 # and that before an open attempt; the origin makes the choice the same in whatever order they were merged.
@@ -184,17 +185,21 @@ class LabelStore:
             )
 
     def accepted(self, asks: Collection[tuple[str, int]]) -> dict[tuple[str, int], Rationale]:
-        """The rationales that were accepted under content keys and attempts, for those that have one."""
+        """The accepted rationales of content keys and attempts; of a mapping to ids, an error names the post."""
         found = self._of("SELECT key, attempt, rationale FROM asked JOIN accepted USING (key, attempt)", asks)
+        posts = asks if isinstance(asks, Mapping) else {}
         with whole_values(self.path):
-            return {(key, attempt): _rationale(written) for key, attempt, written in found}
+            return {
+                (key, attempt): rationale_of(self.path, key, attempt, written, posts.get((key, attempt)))
+                for key, attempt, written in found
+            }
 
     def all_accepted(self) -> Iterator[tuple[str, Rationale]]:
         """Every accepted rationale with its content key."""
-        for key, written in self._reads.execute("SELECT key, rationale FROM accepted ORDER BY key, attempt"):
-            with whole_values(self.path):
-                rationale = _rationale(written)
-            yield key, rationale
+        query = "SELECT key, attempt, rationale FROM accepted ORDER BY key, attempt"
+        with whole_values(self.path):
+            for key, attempt, written in self._reads.execute(query):
+                yield key, rationale_of(self.path, key, attempt, written)
 
     # -- what was brought in, and how the last run ended ------------------------------------------------------------
 
@@ -209,7 +214,8 @@ class LabelStore:
     def brought_in(self, post_id: str) -> list[RationaleRecord]:
         """The records that were brought in for a post, in the order in which they were."""
         query = "SELECT record FROM imported WHERE post_id=? ORDER BY rowid"
-        return [RationaleRecord.from_dict(json.loads(line)) for (line,) in self._reads.execute(query, (post_id,))]
+        with whole_values(self.path):
+            return [record_of(self.path, post_id, line) for (line,) in self._reads.execute(query, (post_id,))]
 
     def has_imported(self) -> bool:
         """Whether any record was brought in."""
@@ -232,7 +238,8 @@ class LabelStore:
             f"WHERE fingerprint IN ({', '.join('?' * len(fingerprints))})"
         )
         with whole_values(self.path):
-            return {name: _conclusion(written) for name, written in self._reads.execute(query, tuple(fingerprints))}
+            found = self._reads.execute(query, tuple(fingerprints)).fetchall()
+            return {name: conclusion_of(self.path, name, written) for name, written in found}
 
     def forget_settled(self) -> None:
         """Begins a new run: how the last one ended no longer counts."""
@@ -252,15 +259,9 @@ class LabelStore:
 
     def settled(self) -> Iterator[Settled]:
         """How the dialogues of the last run ended, by split and position."""
-        query = (
-            "SELECT split, position, sample, post_id, gold, first_prediction, source, failure, reason, model, "
-            "prompt_hash, asks, imported FROM settled ORDER BY split, position, sample"
-        )
-        for row in self._reads.execute(query):
-            values: list[Any] = list(row)
-            with whole_values(self.path):
-                values[-2] = tuple((key, attempt, bool(is_new)) for key, attempt, is_new in json.loads(row[-2]))
-            yield Settled(*values)
+        with whole_values(self.path):
+            for values in self._reads.execute(SETTLED):
+                yield settled_of(self.path, values)
 
     def tokens(self, asks: Collection[tuple[str, int]]) -> dict[tuple[str, int], tuple[int, int]]:
         """What the replies to attempts read and wrote; zeros where there is none."""
@@ -279,7 +280,17 @@ class LabelStore:
         left = iter(asks)
         while some := list(islice(left, _LOOK_UP)):
             table = f"WITH asked (key, attempt) AS (VALUES {', '.join(['(?, ?)'] * len(some))}) "
-            yield from self._reads.execute(table + query, tuple(chain.from_iterable(some)))
+            # All of them: a generator that is left in the middle of a cursor would close it after its connection.
+            yield from self._reads.execute(table + query, tuple(chain.from_iterable(some))).fetchall()
+
+    def check_attempts(self) -> None:
+        """Refuses an attempt that no store has written; what is summed over all of them counts on it.
+
+        Raises:
+            InputError: There is one.
+        """
+        with whole_values(self.path):
+            check_attempts(self._reads, self.path)
 
     def read(self, query: str, *values: str | int) -> list[tuple[Any, ...]]:
         """The rows of a query of our own; it cannot write."""
@@ -385,14 +396,3 @@ class LabelStore:
     def _update(self, key: str, attempt: int, statement: str, values: tuple[str | int, ...]) -> None:
         if self._db.execute(statement, values).rowcount != 1:
             raise LookupError(f"{self.path}: attempt {attempt} of {key} was never begun")
-
-
-def _rationale(written: str) -> Rationale:
-    values = json.loads(written)
-    return Rationale(**{name: values[spelt] for spelt, name in RATIONALE_KEYS.items()})
-
-
-def _conclusion(written: str) -> Conclusion:
-    values: list[Any] = json.loads(written)
-    values[-1] = tuple((key, attempt) for key, attempt in values[-1])
-    return Conclusion(*values)

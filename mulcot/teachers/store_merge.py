@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from mulcot.teachers.store import LabelStore
-from mulcot.teachers.store_files import SCHEMA_VERSION, check_schema, explained, give_lock_back, take_lock
+from mulcot.teachers.store_files import SCHEMA_VERSION, check_schema, explained, give_lock_back, take_lock, whole_values
+from mulcot.teachers.store_values import check_rows
 from mulcot.types import InputError, MissingInputError
 
 _ATTEMPTS: Final = """
@@ -98,15 +99,18 @@ def _check(path: Path) -> None:
         try:
             version = db.execute("PRAGMA user_version").fetchone()[0]
             check_schema(db, path)
+            if version != SCHEMA_VERSION:
+                raise InputError(
+                    f"{path}: the label store has version {version}, this mulcot reads version {SCHEMA_VERSION}: use "
+                    "the mulcot that wrote it"
+                )
+            # Before anything of it is taken over: what is wrong then is wrong in both.
+            with whole_values(path):
+                check_rows(db, path)
         finally:
             db.close()
     except sqlite3.DatabaseError as error:
         raise InputError(f"{path}: no usable label store ({error})") from error
-    if version != SCHEMA_VERSION:
-        raise InputError(
-            f"{path}: the label store has version {version}, this mulcot reads version {SCHEMA_VERSION}: use the "
-            "mulcot that wrote it"
-        )
 
 
 def _refuse_other_prompts(db: sqlite3.Connection, path: Path, other: Path) -> None:

@@ -10,11 +10,11 @@ from itertools import islice
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from mulcot.teachers.limits import Experience, Prices
 from mulcot.teachers.settled import Settled
 from mulcot.teachers.store import LabelStore
+from mulcot.terminal_tables import say, table, words
 from mulcot.types import SPLITS, InputError
 
 _PRICES = "prices/"
@@ -150,6 +150,7 @@ def reconcile(
         prices: for all tokens; left out, each teacher's prices as its last run noted them.
         splits: what `split_counts` found, where it is known already.
     """
+    store.check_attempts()
     requests = replies = unknown = still_open = read = written = 0
     usd: float | None = None
     query = (
@@ -182,6 +183,7 @@ def experience(store: LabelStore, model: str) -> Experience:
 
 def spent(store: LabelStore, prices: Prices | None) -> tuple[int, float]:
     """Requests that were sent over all runs, and what their replies cost."""
+    store.check_attempts()
     query = "SELECT sum(sent), sum(prompt_tokens), sum(completion_tokens) FROM attempts"
     (sent, read, written), *_ = store.read(query)
     return sent or 0, prices.usd(read or 0, written or 0) if prices else 0.0
@@ -210,32 +212,34 @@ def noted_prices(store: LabelStore, model: str) -> Prices | None:
 
 def print_reconciliation(found: Reconciliation, out: Console) -> None:
     """Shows it as a table and a few lines."""
-    table = Table("split", "posts", "predicted", "explained", "failed", "new requests", "label right at once")
+    made = table(
+        ("split", "left"),
+        *((name, "right") for name in ("posts", "predicted", "explained")),
+        ("failed", "left"),
+        *((name, "right") for name in ("new requests", "label right at once")),
+    )
     for name, counts in found.splits.items():
         failed = ", ".join(f"{count:,} {kind}" for kind, count in counts.failed.items()) or "none"
         accuracy = "—" if counts.teacher_accuracy is None else f"{counts.teacher_accuracy:.1%}"
         numbers = (counts.posts, counts.accepted_predicted, counts.accepted_explained)
-        table.add_row(name, *(f"{number:,}" for number in numbers), failed, f"{counts.requests:,}", accuracy)
+        cells = (name, *(f"{number:,}" for number in numbers), failed, f"{counts.requests:,}", accuracy)
+        made.add_row(*map(words, cells))
     if found.splits:
-        out.print(table, markup=False)
+        out.print(made)
     if not found.ended:
-        _say(out, "no run over this store has come to its end; the same command goes on")
+        say(out, "no run over this store has come to its end; the same command goes on")
     imported = sum(counts.imported for counts in found.splits.values())
     if imported:
-        _say(out, f"brought in from files: {imported:,} rationales")
+        say(out, f"brought in from files: {imported:,} rationales")
     money = "" if found.usd is None else f", ${found.usd:,.4f}"
-    _say(
+    say(
         out,
         f"over all runs: {found.requests:,} requests, {found.replies:,} replies, {found.prompt_tokens:,} tokens read, "
         f"{found.completion_tokens:,} written{money}",
     )
     if found.unknown_outcome:
-        _say(
+        say(
             out,
             f"of unknown outcome: {found.unknown_outcome:,} requests (sent, no reply read; they may have been billed), "
             f"{found.open_attempts:,} of them still without a reply",
         )
-
-
-def _say(out: Console, line: str) -> None:
-    out.print(line, markup=False, highlight=False, soft_wrap=True)

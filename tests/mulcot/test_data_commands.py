@@ -146,6 +146,17 @@ def test_json_is_all_that_stands_on_stdout(capsys: Output) -> None:
     assert (wrong["file"], wrong["line"], wrong["field"]) == ("val.jsonl", 2, "text")
 
 
+@pytest.mark.usefixtures("folder")
+def test_what_is_printed_acts_on_no_terminal(capsys: Output) -> None:
+    write("val.jsonl", [row(24), row(25, text="", id="a\x9b31m\u202e")])
+    assert data("check", "--json", *table()) == 1
+    write("val.jsonl", [row(24)])
+    assert data("convert", *table(), "--out", "c\x1b[31m[red]x") == 0
+    shown = capsys.readouterr().out
+    assert "c[U+001B][31m[red]x: 25 posts" in shown
+    assert not set("\x1b\x9b\u202e") & set(shown)
+
+
 def test_a_config_names_the_source_and_flags_come_after_it(folder: Path, capsys: Output) -> None:
     files = "{train: '${data_root}/train.jsonl', val: '${data_root}/val.jsonl'}"
     init = f"init_args: {{files: {files}, image_root: '${{data_root}}/im'}}"

@@ -309,9 +309,11 @@ def test_a_call_that_comes_second_in_a_race_accepts_the_first_ones_folder(
     assert {path.name for path in tmp_path.iterdir()} == {"data", "alone"}
 
 
-def test_a_size_of_zero_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="val is 0"):
-        write_demo_posts(tmp_path / "data", val=0)
+def test_a_size_that_is_none_is_refused(tmp_path: Path) -> None:
+    for size in (0, 1_000_001, 10**20):
+        with pytest.raises(InputError, match=f"val is {size}, it must be at least 1 and at most 1000000"):
+            write_demo_posts(tmp_path / "data", val=size)
+    assert not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -250,3 +251,43 @@ def test_a_wrong_flag_is_not_blamed_on_a_file(capsys: pytest.CaptureFixture[str]
     shown = capsys.readouterr().err.strip().splitlines()[-1]
     flag, told = "--data.init_args.posts_per_step", "posts_per_step of MultimodalDataModule is 0; it must be 1 or more"
     assert shown == f"mulcot: error: {flag}: {told}"
+
+
+def posts(written: str) -> str:
+    return f"data: {{init_args: {{posts: {written}}}}}"
+
+
+def mvsa(folder: str) -> str:
+    return posts(f"{{class_path: Mvsa, init_args: {{folder: '{folder}'}}}}")
+
+
+SOURCES: dict[str | bytes, str] = {
+    **HOSTILE,
+    b"\xff\xfe\x00\x01": "not YAML",
+    "data:\n\tinit_args: 1": "mine.yaml:2: not YAML",
+    "data: 5": "names no source of posts",
+    "data: [1]": "is not an int",
+    "data: {init_args: [1]}": "is not an int",
+    posts("5"): "posts is '5'; it must be a class",
+    posts("[1]"): "posts is '[1]'; it must be a class",
+    posts("'${oc.env:PATH}'"): "it must be a class",
+    posts("'${nothing.like:X}'"): "nothing.like",
+    posts("'${'"): "no viable alternative",
+    posts("'${data}'"): "--config",
+    mvsa("${oc.env:NOT_THERE}"): "NOT_THERE",
+    mvsa("${data_root}"): "give --data_root or --run_dir",
+    mvsa("${"): "--config",
+    "a: " + "[" * 200 + "]" * 200: "nested beyond reason",
+}
+
+
+@pytest.mark.parametrize("text", SOURCES, ids=lambda text: repr(text[:28]))
+@pytest.mark.parametrize("verb", ["check", "convert", "split"])
+def test_a_hostile_config_of_a_source_is_refused(verb: str, text: str | bytes, tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else f"{text}\n".encode())
+    assert main(["data", verb, "--config", str(path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "mine.yaml" in line
+    assert SOURCES[text] in line
+    assert len(line) < 1000

@@ -1,8 +1,9 @@
-"""Hostile tables: each is refused by name, within memory."""
+"""Hostile tables and files that are none: each is refused by name, within memory."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+
+from data_modules.rationales import read_rationales
+from data_modules.readers import ImageFolder, Mvsa, Table, TombertTsv, TwitterJson
+from data_modules.readers.mvsa import ANNOTATIONS
+from mulcot.teachers.recorded import RecordedTeacher
+from mulcot.types import DEFAULT_LABELS, InputError
 
 ROW = {"id": "1", "text": "hail", "image": "good.png", "label": "neutral"}
 
@@ -90,3 +97,51 @@ def test_a_hostile_table_is_refused(name: str, tmp_path: Path, refused: Any) -> 
     error = refused("data", "convert", *reader, "--out", tmp_path / "out", name=str(table), limit_mb=300)
     assert words in error
     assert len(error) < 2_000
+
+
+# -- what is no file ------------------------------------------------------------------------------------------------
+
+
+def table(name: str) -> tuple[str, Callable[[Path], object]]:
+    return name, lambda folder: Table({"train": folder / name}, folder).read("train")
+
+
+SOURCES: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "JSON Lines": table("train.jsonl"),
+    "a JSON list": table("train.json"),
+    "CSV": table("train.csv"),
+    "Parquet": table("train.parquet"),
+    "TwitterJson": ("posts.json", lambda folder: TwitterJson(folder / "posts.json", folder).read_all()),
+    "TombertTsv": ("train.tsv", lambda folder: TombertTsv(folder, folder).read("train")),
+    "Mvsa's labels": (ANNOTATIONS, lambda folder: Mvsa(folder).read_all()),
+    "a text of Mvsa": ("data/1.txt", lambda folder: Mvsa(folder).read_all()),
+    "a list of Mvsa": (
+        "list.json", lambda folder: Mvsa(folder, split_files={"train": folder / "list.json"}).read("train")),
+    "ImageFolder's table": ("metadata.csv", lambda folder: ImageFolder(folder).read("train")),
+    "rationales": ("r.jsonl", lambda folder: read_rationales([folder / "r.jsonl"], {}, DEFAULT_LABELS)),
+    "recorded replies": ("replies.json", lambda folder: RecordedTeacher(folder / "replies.json")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a device"])
+@pytest.mark.parametrize("name", SOURCES)
+def test_what_is_no_file_is_not_read(name: str, kind: str, tmp_path: Path, measured: Any) -> None:
+    file, read = SOURCES[name]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "1.jpg").write_bytes(b"x")
+    (tmp_path / ANNOTATIONS).write_text("ID\ttext,image\n1\tpositive,positive\n")
+    (tmp_path / file).unlink(missing_ok=True)
+    if kind == "a pipe":
+        os.mkfifo(tmp_path / file)
+    else:
+        (tmp_path / file).symlink_to("/dev/zero")
+
+    def refuse() -> int:
+        with pytest.raises(InputError, match=r"no regular file|there is no |out of the image root") as caught:
+            read(tmp_path)
+        assert "\n" not in str(caught.value)
+        return 0
+
+    outcome = measured(refuse)
+    assert outcome.code == 0, outcome
+    assert outcome.peak_mb < 100

@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 
 from mulcot.cli import main
+from mulcot.teachers.store import LabelStore
+from mulcot.types import InputError
+from stages.rationale_files import write_rationale_files
 
 NESTED = "[" * 200_000
 
@@ -90,24 +93,88 @@ STORES: dict[str, tuple[list[str], str]] = {
     ),
     "broken JSON": (["UPDATE settled SET asks = '{'"], "the label store is damaged"),
     "JSON of another kind": (["UPDATE settled SET asks = '[1]'"], "the label store is damaged"),
+    "sent that is a word": (["UPDATE attempts SET sent = 'abc'"], "sent is 'abc', it must be a whole number"),
+    "sent beyond reason": (["UPDATE attempts SET sent = 9223372036854775807"], "table attempts"),
+    "tokens that are a word": (["UPDATE attempts SET prompt_tokens = 'x'"], "prompt_tokens is 'x'"),
+    "a split elsewhere": (
+        ["UPDATE settled SET split = 'x/../../../OUTSIDE/pwned' WHERE split = 'train'"],
+        "split is 'x/../../../OUTSIDE/pwned', it must be one of train, val, test",
+    ),
+    "a split that is a number": (["UPDATE settled SET split = 5 WHERE split = 'val'"], "table settled, post 'val-"),
+    "an unknown source": (["UPDATE settled SET source = 'evil'"], "source is 'evil', it must be one of"),
+    "no source": (["UPDATE settled SET source = NULL"], "source is None, it must be one of"),
+    "a label that is bytes": (["UPDATE settled SET gold = x'ff'"], "gold is b'\\xff', it must be a text"),
+    "a record that is none": (["UPDATE settled SET imported = 'mine'"], "imported is 'mine', it must be JSON"),
+    "a record of nothing": (["UPDATE settled SET imported = '{}'"], "imported is '{}', it must be an object with"),
     "another version": (["PRAGMA user_version = 99"], "has version 99"),
 }
 
 
-@pytest.mark.parametrize("name", STORES)
-def test_a_hostile_label_store_is_refused(name: str, embedded: Path, tmp_path: Path, refused: Any) -> None:
-    statements, words = STORES[name]
-    folder = tmp_path / "store"
-    folder.mkdir()
-    path = folder / "labels.sqlite"
+def changed_store(embedded: Path, path: Path, *statements: str) -> Path:
+    path.parent.mkdir()
     shutil.copy(embedded / "teacher" / "labels.sqlite", path)
     db = sqlite3.connect(path)
     for statement in statements:
         db.execute(statement)
     db.commit()
     db.close()
-    (folder / "labels.sqlite.lock").touch()  # what opening a store makes beside it
+    path.with_name("labels.sqlite.lock").touch()  # what opening a store makes beside it
+    return path
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_a_hostile_label_store_is_refused(name: str, embedded: Path, tmp_path: Path, refused: Any) -> None:
+    statements, words = STORES[name]
+    path = changed_store(embedded, tmp_path / "store" / "labels.sqlite", *statements)
     assert words in refused("data", "rationales", "--store", path, name=str(path))
+    assert words in refused("data", "rationales", "--store", path, "--export", tmp_path / "out", name=str(path))
+
+
+WRONG_RATIONALES = {
+    "{}": "an object with Text_analysis",
+    "[": "it must be JSON",
+    "[1]": "an object with Text_analysis",
+}
+
+
+@pytest.mark.parametrize("written", WRONG_RATIONALES)
+def test_a_wrong_rationale_of_a_store_is_not_exported(
+    written: str, embedded: Path, tmp_path: Path, refused: Any
+) -> None:
+    path = changed_store(embedded, tmp_path / "store" / "labels.sqlite", f"UPDATE accepted SET rationale = '{written}'")
+    said = refused("data", "rationales", "--store", path, "--export", tmp_path / "out", name=str(path))
+    assert "table accepted, post 't" in said
+    assert WRONG_RATIONALES[written] in said
+
+
+@pytest.mark.parametrize("name", ["sent that is a word", "a split elsewhere", "a record that is none"])
+def test_nothing_of_a_hostile_store_is_merged(name: str, embedded: Path, tmp_path: Path, refused: Any) -> None:
+    path = changed_store(embedded, tmp_path / "store" / "labels.sqlite", *STORES[name][0])
+    own = changed_store(embedded, tmp_path / "own" / "labels.sqlite", "DELETE FROM settled")
+    assert STORES[name][1] in refused("data", "rationales", "--store", own, "--merge", path, name=str(path))
+    db = sqlite3.connect(own)
+    assert db.execute("SELECT count(*) FROM settled").fetchone() == (0,)
+    db.close()
+
+
+@pytest.mark.parametrize("split", ["x/../../../OUTSIDE/pwned", "/etc/x", "", "Train"])
+def test_rationale_files_are_of_known_splits_alone(split: str, embedded: Path, tmp_path: Path) -> None:
+    path = changed_store(embedded, tmp_path / "store" / "labels.sqlite")
+    with LabelStore(path) as store, pytest.raises(InputError, match="there is no split"):
+        write_rationale_files(tmp_path / "out", store, ["train", split])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_store_s_words_act_on_no_terminal(embedded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = "[red]x[/red]\x1b[31m\x9b1m\u202e"
+    change = f"UPDATE settled SET source = NULL, failure = '{hostile}' WHERE split = 'train'"
+    path = changed_store(embedded, tmp_path / "store" / "labels.sqlite", change)
+    for given in ([], ["--json"]):
+        assert main(["data", "rationales", "--store", str(path), *given]) == 0
+        shown = capsys.readouterr().out
+        assert "[red]" in shown
+        assert not set("\x1b\x9b\u202e") & set(shown)
+    assert hostile in json.loads(shown)["splits"]["train"]["failed"]
 
 
 # -- soft-label caches ----------------------------------------------------------------------------------------------
