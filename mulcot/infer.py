@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
+from mulcot.shown_text import printable_json
 from mulcot.terminal_tables import words
 from mulcot.types import RATIONALE_KEYS, Answer, InputError, Post
 
@@ -89,7 +89,7 @@ def _usable(device: str) -> str:
 def _print(answer: Answer, as_json: bool) -> None:
     out = Console()
     if as_json:
-        print(json.dumps(asdict(answer), ensure_ascii=False, indent=2))
+        print(printable_json(asdict(answer)))
         return
     table = Table(show_header=False, box=None, padding=(0, 2))
     table.add_column(style="bold")

@@ -149,7 +149,7 @@ class TeacherStage(LightningModule):
         """Opens the label store, agrees on what it may cost and starts the event loop.
 
         Raises:
-            StoreLockedError: Another process holds the store.
+            InUseError: Another process holds the store.
             InputError: The store answers other prompts or cannot be written, the data module names too few splits,
                 or there is no consent to the cost.
         """

@@ -16,17 +16,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from mulcot.locks import give_lock_back
 from mulcot.teachers.base import TeacherReply, TeacherSilentError, TeacherUse
 from mulcot.teachers.settled import Conclusion, Settled
 from mulcot.teachers.store_files import (
     LARGEST_VALUE,
     explained,
     file_system_of,
-    give_lock_back,
+    lock_store,
     new_origin,
     open_tables,
     refuse_network,
-    take_lock,
     whole_values,
 )
 from mulcot.teachers.store_values import SETTLED, check_attempts, conclusion_of, rationale_of, record_of, settled_of
@@ -57,7 +57,7 @@ class LabelStore:
         file_system: Says the type of the file system of a path.
 
     Raises:
-        StoreLockedError: Another process holds the store.
+        InUseError: Another process holds the store.
         InputError: The file is not a label store, has another version, cannot be written, or lies on a network.
     """
 
@@ -71,7 +71,7 @@ class LabelStore:
         refuse_network(path, file_system)
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = take_lock(path) if lock else None
+        self._lock = lock_store(path) if lock else None
         try:
             self._db = open_tables(path)
             self._open.append(self._db)

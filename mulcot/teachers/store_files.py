@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import secrets
-import socket
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from mulcot.locks import take_lock
 from mulcot.types import InputError
 
 SCHEMA_VERSION: Final = 2
@@ -82,12 +81,6 @@ _NETWORK_FILE_SYSTEMS: Final = frozenset(
     | {"fuse.s3fs", "fuse.sshfs"}
 )
 """Where several machines see one file: SQLite's write-ahead log needs memory that its users share."""
-
-
-class StoreLockedError(InputError):
-    """Another process works on this store; trying again later may do."""
-
-    exit_code = 75  # EX_TEMPFAIL of sysexits.h
 
 
 def file_system_of(path: Path) -> str | None:
@@ -226,36 +219,16 @@ def whole_values(path: Path) -> Iterator[None]:
         ) from error
 
 
-def take_lock(path: Path) -> int:
-    """The locked file beside `path`; it names its holder for whoever finds it taken.
+def lock_store(path: Path) -> int:
+    """The lock of a store, which lies beside it; see `take_lock`.
 
     Raises:
-        StoreLockedError: another process holds it.
+        InUseError: another process holds it.
         InputError: the folder cannot be written.
     """
-    beside = path.with_name(path.name + ".lock")
+    refusal = f"{path}: the label store is in use: wait until its process has finished or stop it, then start again"
     with explained(path):
-        handle = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(handle, 0)
-        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
-    except BlockingIOError as error:
-        holder = os.read(handle, 500).decode(errors="replace") or "another process"
-        os.close(handle)
-        raise StoreLockedError(
-            f"{path}: the label store is in use by {holder}: wait until it has finished or stop it, then start again"
-        ) from error
-    except OSError as error:
-        os.close(handle)
-        raise cannot_write(path, error.strerror or str(error)) from error
-    return handle
-
-
-def give_lock_back(handle: int) -> None:
-    """Unlocks by name, not only by closing: a forked loader process shares the open file and would keep the lock."""
-    fcntl.flock(handle, fcntl.LOCK_UN)
-    os.close(handle)
+        return take_lock(path.with_name(path.name + ".lock"), refusal, is_needed=True)
 
 
 def _close(db: sqlite3.Connection | None) -> None:

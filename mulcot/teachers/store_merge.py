@@ -6,8 +6,9 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
+from mulcot.locks import give_lock_back
 from mulcot.teachers.store import LabelStore
-from mulcot.teachers.store_files import SCHEMA_VERSION, check_schema, explained, give_lock_back, take_lock, whole_values
+from mulcot.teachers.store_files import SCHEMA_VERSION, check_schema, explained, lock_store, whole_values
 from mulcot.teachers.store_values import check_rows
 from mulcot.types import InputError, MissingInputError
 
@@ -60,14 +61,14 @@ def merge_store(store: LabelStore, other: Path, *, append: bool = True) -> None:
 
     Raises:
         MissingInputError: there is no such file.
-        StoreLockedError: another process works on it.
+        InUseError: another process works on it.
         InputError: it is no label store of this version, or answers other prompts.
     """
     if not other.is_file():
         raise MissingInputError(f"{other}: there is no such label store")
     if other.samefile(store.path):
         raise InputError(f"{other}: a label store cannot be merged into itself")
-    lock = take_lock(other)
+    lock = lock_store(other)
     try:
         _check(other)
         db = store._db

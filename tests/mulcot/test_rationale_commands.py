@@ -99,7 +99,7 @@ def test_mistakes_are_one_line(store: Path, tmp_path: Path, capsys: pytest.Captu
     assert (code, "gone.jsonl: there is no such rationale file" in line) == (2, True)
     with LabelStore(store):
         code, line = error_of(capsys, "--store", store)
-    assert (code, "is in use by process" in line) == (75, True)
+    assert (code, "the label store is in use: " in line) == (75, True)
     code, line = error_of(capsys, "--store", store, "--pricse", "[1, 2]")
     assert (code, "unknown key 'pricse'" in line) == (1, True)
     with LabelStore(tmp_path / "new.sqlite"):

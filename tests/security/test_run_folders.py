@@ -273,3 +273,15 @@ def test_a_hostile_conversion_is_refused(name: str, converted: Path, tmp_path: P
         assert outcome.code == 1, outcome
         assert any(words in error and str(folder) in error for error in outcome.errors), outcome
     assert outcome.peak_mb < 200
+
+
+@pytest.mark.parametrize("kind", ["symbolic", "hard"])
+def test_the_lock_of_a_store_overwrites_no_other_file(kind: str, embedded: Path, tmp_path: Path, refused: Any) -> None:
+    store = Path(shutil.copy(embedded / "teacher" / "labels.sqlite", tmp_path))
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    lock = tmp_path / "labels.sqlite.lock"
+    lock.symlink_to(victim) if kind == "symbolic" else os.link(victim, lock)
+    words = "is a symbolic link" if kind == "symbolic" else "is a second name of another file"
+    assert words in refused("data", "rationales", "--store", store, name=str(lock))
+    assert victim.read_text() == "precious"

@@ -19,6 +19,7 @@ import pytest
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
+from mulcot.locks import InUseError
 from mulcot.teachers import (
     LabelStore,
     TeacherPausedError,
@@ -29,7 +30,6 @@ from mulcot.teachers import (
 from mulcot.teachers.content_keys import idempotency_key
 from mulcot.teachers.filters import Candidate, DuplicateFilter
 from mulcot.teachers.limits import Budget, Prices
-from mulcot.teachers.store_files import StoreLockedError
 from mulcot.teachers.store_summary import reconcile
 from mulcot.types import InputError, Post, Rationale, RationaleRecord
 from stages import teacher as teacher_module
@@ -359,7 +359,7 @@ def test_a_second_ctrl_c_stops_now(tmp_path: Path, make_post: Make, monkeypatch:
 
 def test_a_store_in_use_is_refused_before_anything_is_sent(tmp_path: Path, make_post: Make) -> None:
     teacher = Answers()
-    with LabelStore(tmp_path / "labels.sqlite"), pytest.raises(StoreLockedError, match=f"process {os.getpid()} on "):
+    with LabelStore(tmp_path / "labels.sqlite"), pytest.raises(InUseError, match=f"process {os.getpid()} on "):
         predict(teacher, tmp_path, {"train": [make_post(1)]})
     assert teacher.requests == []
     assert predict(teacher, tmp_path, {"train": [make_post(1)]})["train"]["posts"] == 1

@@ -48,6 +48,6 @@ def test_a_store_in_use_or_damaged_is_noted(hand_run):
     with LabelStore(path):
         result = collect(hand_run.folder)
     assert result["costs"]["teacher"] is None
-    assert result["notes"][0].startswith(f"costs of teacher are not known: {path}: the label store is in use by ")
+    assert result["notes"][0].startswith(f"costs of teacher are not known: {path}: the label store is in use: ")
     path.write_bytes(b"no database at all, and long enough to be read as one" * 40)
     assert f"{path}: no usable label store" in collect(hand_run.folder)["notes"][0]

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from mulcot.locks import InUseError
 from mulcot.prompts import RenderedPrompt, Segment
 from mulcot.teachers.base import TeacherReply, TeacherRequest, TeacherSilentError
 from mulcot.teachers.content_keys import content_key, idempotency_key
 from mulcot.teachers.store import LabelStore
-from mulcot.teachers.store_files import StoreLockedError, file_system_of
+from mulcot.teachers.store_files import file_system_of
 from mulcot.types import InputError, Post, Rationale, RationaleRecord
 
 RATIONALE = Rationale("t", "i", "none — é", "so", "positive")
@@ -200,11 +201,12 @@ def test_second_holder_is_told_who_holds_it(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(StoreLockedError) as refused:
+        with pytest.raises(InUseError) as refused:
             LabelStore(path)
         assert refused.value.exit_code == 75
         message = str(refused.value)
-        assert f"{path}: the label store is in use by process {holder.pid} on {socket.gethostname()}" in message
+        assert f"{path}: the label store is in use: " in message
+        assert message.endswith(f"(process {holder.pid} on {socket.gethostname()})")
         assert "\n" not in message
         os.kill(holder.pid, signal.SIGKILL)
     LabelStore(path).close()

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from mulcot.locks import InUseError
 from mulcot.teachers.base import TeacherReply, TeacherSilentError
 from mulcot.teachers.settled import Settled
 from mulcot.teachers.store import LabelStore
-from mulcot.teachers.store_files import StoreLockedError
 from mulcot.teachers.store_merge import merge_store, remove_store
 from mulcot.teachers.store_summary import reconcile
 from mulcot.types import InputError, MissingInputError, Rationale, RationaleRecord
@@ -140,6 +140,6 @@ def test_what_cannot_be_merged_is_named(tmp_path: Path) -> None:
             merge_store(store, junk)
         with pytest.raises(InputError, match="cannot be merged into itself"):
             merge_store(store, tmp_path / "one")
-        with LabelStore(other), pytest.raises(StoreLockedError, match="is in use by process"):
+        with LabelStore(other), pytest.raises(InUseError, match="the label store is in use: "):
             merge_store(store, other)
         assert store.read("SELECT count(*) FROM attempts") == [(0,)]
