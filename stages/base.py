@@ -313,7 +313,7 @@ class ModelStage(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what is trained, and says what it was trained from."""
-        checkpoint["state_dict"] = trained_state(self, self.trainer.global_step)
+        checkpoint["state_dict"] = trained_state(self, int(checkpoint.get("global_step", 0)))
         checkpoint["mulcot"] = {
             **model_origin(self.pretrained, self.lora, self.freeze_vision),
             **{"labels": list(self.labels), "image_size": self.image_size and list(self.image_size)},

@@ -46,7 +46,7 @@ def refuse_diverged(model: nn.Module, step: int) -> None:
         raise InputError(
             f"step {step}: the weight {spoilt[0]}{more} is not a finite number any more: training diverged. It is "
             "not saved, and what was saved before is kept. Lower model.init_args.optimizer.learning_rate or "
-            "trainer.gradient_clip_val, or take precision 32-true, and start anew (--fresh, or another --stage)"
+            "trainer.gradient_clip_val, or take precision 32-true, and go on (--allow_changed optimizer,precision)"
         )
 
 
