@@ -60,6 +60,7 @@ def test_other_ground_that_is_allowed_is_gone_on_upon(
     assert resuming.step_of(stage / "checkpoints" / "last.ckpt") == expected
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_may_change_takes_its_new_settings(chain: Path, broken: Path, resuming: ModuleType) -> None:
     of = "--model.init_args.optimizer."
     changes = {"slower": (f"{of}learning_rate", 0.001), "level": (f"{of}schedule", "plateau")}

@@ -98,6 +98,7 @@ def test_an_adapter_with_another_scale_is_refused(
     assert main(command("test", embedded, adapter.name, "--allow_changed", "model,adapter", lora=larger)) == 0
 
 
+@pytest.mark.slow
 def test_a_base_that_changed_under_its_adapter_is_refused(
     embedded: Path, other_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,6 +125,7 @@ def test_a_frozen_vision_tower_is_of_the_base(
     assert main(command("test", embedded, "frozen_tower", *frozen)) == 0
 
 
+@pytest.mark.slow
 def test_what_a_test_does_not_depend_on_may_differ(
     embedded: Path, adapter: Path, whole_weights: Path, other_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

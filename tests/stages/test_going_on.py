@@ -67,6 +67,7 @@ def test_a_named_checkpoint_never_takes_the_place_of_the_stages_own(
     assert "going on from step 9" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_job_that_slurm_starts_again_goes_on_with_the_very_command(
     chain: Path, broken: Path, resuming: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ def watching(folder: Path, *others: dict[str, object]) -> tuple[str, str]:
     return "--trainer.callbacks", json.dumps([STOPPING, keeping, *others])
 
 
+@pytest.mark.slow
 def test_callbacks_that_watch_a_metric_find_it_after_a_validation(
     chain: Path, resuming: ModuleType, tmp_path: Path
 ) -> None:
