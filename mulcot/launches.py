@@ -20,11 +20,13 @@ _NAMES: Final = ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")
 def was_begun_before(folder: Path, environment: Mapping[str, str] = os.environ) -> bool:
     """Whether this very job has begun a folder's work anew, was ended, and is started again.
 
+    A step of `mulcot run` never has: the chain itself says what begins anew, and knows what has changed since.
+
     Args:
         folder: of a stage or of a run.
         environment: that of the process.
     """
-    again = any(environment.get(name, "0") != "0" for name in _COUNTS)
+    again = "MULCOT_CHAIN" not in environment and any(environment.get(name, "0") != "0" for name in _COUNTS)
     noted = folder / LAUNCH
     return again and noted.is_file() and noted.read_text(encoding="utf-8") == _name(environment)
 

@@ -89,6 +89,14 @@ def test_a_job_that_slurm_starts_again_goes_on_with_the_very_command(
     assert last_step(resuming, stage) == 5, "another job begins anew"
 
 
+def test_within_a_chain_the_chain_alone_says_what_begins_anew(tmp_path: Path) -> None:
+    job = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}
+    note_begin(tmp_path, job)
+    assert was_begun_before(tmp_path, job)
+    # A step that an earlier life of the job has finished is given --fresh when what it reads has changed since.
+    assert not was_begun_before(tmp_path, job | {"MULCOT_CHAIN": "1"})
+
+
 def wait_for(process: subprocess.Popen[bytes], path: Path) -> None:
     deadline = time.monotonic() + 120
     while not path.exists():
