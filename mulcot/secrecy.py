@@ -14,6 +14,15 @@ _VARIABLES: Final = re.compile(r".*(API_?KEY|ACCESS_KEY|TOKEN|SECRET|PASSWORD)",
 _SHORTEST: Final = 8
 """Characters of a secret: a shorter value may well stand in a setting by chance."""
 _VARIABLE: Final = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
+NO_VARIABLE: Final = (
+    "must be the name of an environment variable in capital letters, like OPENAI_API_KEY; what stands there is none "
+    "and is not repeated here: if it is the key itself, take it out of the configuration, put it into a variable, "
+    "and have it replaced where it may have been seen"
+)
+NO_MERE_ADDRESS: Final = (
+    "holds a user name, a query or a fragment, which may be a secret: give the address alone; the key belongs into the "
+    "environment variable that api_key_env names"
+)
 _USER: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]*@", re.IGNORECASE)
 _ABOUT: Final = ("api_key", "base_url")
 """What a setting's name holds whose value may be a secret."""
@@ -32,22 +41,25 @@ def check_settings(settings: Mapping[str, Any], environment: Mapping[str, str] =
     secrets = _secrets(environment)
     for name, value in _leaves(settings):
         last = name.rpartition(".")[2]
-        if last == "api_key_env" and value is not None and not (isinstance(value, str) and _VARIABLE.fullmatch(value)):
-            raise InputError(
-                f"{name}: must be the name of an environment variable in capital letters, like OPENAI_API_KEY; what "
-                "stands there is none and is not repeated here"
-            )
+        if last == "api_key_env" and value is not None and not is_variable(value):
+            raise InputError(f"{name}: {NO_VARIABLE}")
         text = str(value)
         if _USER.search(text) or (last == "base_url" and ("?" in text or "#" in text)):
-            raise InputError(
-                f"{name}: holds a user name, a query or a fragment, which may be a secret: give the address alone; the "
-                "key belongs into the environment variable that api_key_env names"
-            )
+            raise InputError(f"{name}: {NO_MERE_ADDRESS}")
         if held := next((variable for variable, secret in secrets.items() if secret in text), None):
             raise InputError(
                 f"{name}: holds the value of the environment variable {held}, and settings are written to files: take "
                 "it out; the name of the variable belongs into api_key_env"
             )
+
+
+def is_variable(value: object) -> bool:
+    """Whether it may be the name of an environment variable that holds a key.
+
+    Args:
+        value: what stands where the name belongs.
+    """
+    return isinstance(value, str) and _VARIABLE.fullmatch(value) is not None
 
 
 def shown(name: str, value: str, environment: Mapping[str, str] = os.environ) -> str:

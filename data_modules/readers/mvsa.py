@@ -20,7 +20,7 @@ from data_modules.readers.image_root import ImageRoot
 from data_modules.readers.json_files import RepeatedKey, as_object, json_list
 from data_modules.readers.row_log import Places, Row, RowError, RowLog, one_line, shown
 from data_modules.readers.taken_ids import check_new_id
-from data_modules.readers.text_files import is_endless
+from mulcot.regular_files import open_regular
 from mulcot.types import DEFAULT_LABELS, SPLITS, InputError, Post, Split
 
 Merge = Literal["merged", "strict"]
@@ -253,10 +253,9 @@ class Mvsa(SingleFileReader):
         if outside:
             raise row.error("text", f"{shown(name)} {outside}", "copy the text file into the folder of the pictures")
         path = self._root.folder / name
-        if is_endless(path):
-            raise row.error("text", f"{one_line(path)} is no regular file", "put one there or take the post out")
         try:
-            content = path.read_bytes()
+            with open_regular(path) as file:
+                content = file.read()
         except FileNotFoundError as error:
             problem = f"there is no text file {shown(name)} in {one_line(self._root.folder)}"
             raise row.error("text", problem, "put the file there or take the post out") from error

@@ -1,6 +1,5 @@
 """Text files, read line by line and in any encoding, with errors that say where a byte is wrong."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import StringIO
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
 from data_modules.readers.row_log import Row, RowError, one_line
+from mulcot.regular_files import open_regular
 from mulcot.types import InputError
 
 _MARK = "\ufeff"
@@ -144,10 +144,8 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     Raises:
         InputError: There is no such file, it is a pipe or a device, or it cannot be opened or read.
     """
-    if is_endless(path):
-        raise InputError(f"{one_line(path)}: it is no regular file; give one")
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             yield file
     except FileNotFoundError as error:
         raise InputError(
@@ -155,11 +153,6 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         ) from error
     except OSError as error:
         raise InputError(f"{one_line(path)}: it cannot be read ({error.strerror}); give a readable file") from error
-
-
-def is_endless(path: Path) -> bool:
-    """Whether it is a pipe or a device, which would be waited for, or have no end."""
-    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def _not_of(encoding: str, where: str, error: UnicodeError) -> InputError:

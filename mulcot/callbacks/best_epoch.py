@@ -23,8 +23,8 @@ class BestEpoch(ModelCheckpoint):
     """Keeps the best epoch; of epochs that are equally good the latest, which has learnt the most.
 
     On a hard data set a model says the majority class for some epochs while its rationales get better: accuracy and F1
-    do not move, and the first of these epochs would be taken. A fit without a validation has no
-    best epoch and is refused.
+    do not move, and the first of these epochs would be taken. A fit without a validation has no best epoch and is
+    refused.
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -55,10 +55,8 @@ def report(
         MissingInputError: no stage of the run has written its metrics.
         InputError: a file of the run is damaged, or a result cannot be written.
     """
-    from mulcot.report.page import (
-        pictures_of,
-        run_page,
-    )  # with it come the readers, which a mistyped folder should not wait for
+    # With it come the readers, which a mistyped folder should not wait for.
+    from mulcot.report.page import pictures_of, run_page
 
     rows: list[PublishedRow] = [] if published is None else read_published(published)
     run = read_run(run_dir)

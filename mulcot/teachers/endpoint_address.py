@@ -5,13 +5,12 @@ from __future__ import annotations
 import base64
 import ipaddress
 import os
-import re
 from typing import Final
 from urllib.parse import quote, quote_plus, urlsplit
 
+from mulcot.secrecy import NO_MERE_ADDRESS, NO_VARIABLE, is_variable
 from mulcot.types import InputError
 
-_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
 _SHORTEST_SECRET: Final = 4
 _ROUTES: Final = ("/chat/completions", "/completions", "/responses", "/models", "/embeddings")
 
@@ -57,12 +56,8 @@ def read_key(variable: str | None) -> ApiKey:
     """
     if variable is None:
         return ApiKey("")
-    if not isinstance(variable, str) or not _VARIABLE.fullmatch(variable):
-        raise InputError(
-            "api_key_env: must be the name of an environment variable in capital letters, like OPENAI_API_KEY; what "
-            "stands there is none and is not repeated here: if it is the key itself, take it out of the configuration, "
-            "put it into a variable, and have it replaced where it may have been seen"
-        )
+    if not is_variable(variable):
+        raise InputError(f"api_key_env: {NO_VARIABLE}")
     value = os.environ.get(variable)
     if not value:
         problem = "is not set" if value is None else "is empty"
@@ -97,10 +92,7 @@ def check_base_url(base_url: str) -> str:
             "(http:// for a server on this machine)"
         )
     if parts.username is not None or parts.query or parts.fragment:
-        raise InputError(
-            "base_url: holds a user name, a query or a fragment, which may be a secret: give the address alone; the "
-            "key belongs into the environment variable that api_key_env names"
-        )
+        raise InputError(f"base_url: {NO_MERE_ADDRESS}")
     place = f"{parts.scheme.lower()}://{f'[{host}]' if ':' in host else host}{'' if port is None else f':{port}'}"
     path = parts.path.rstrip("/")
     route = next((route for route in _ROUTES if path.lower().endswith(route)), None)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mulcot.regular_files import open_regular
 from mulcot.teachers.base import TeacherReply, TeacherRequest, TeacherSilentError
 from mulcot.types import InputError
 
@@ -103,10 +104,9 @@ class RecordedTeacher:
 
 
 def _read(path: Path) -> str:
-    if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for, a device has no end
-        raise InputError(f"{path}: the recorded replies are no regular file; give one")
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with open_regular(path) as file:
+            return file.read().decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"{path}: cannot read the recorded replies: {error.strerror}") from error
     except UnicodeDecodeError as error:
