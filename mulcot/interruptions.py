@@ -75,6 +75,8 @@ class Interruptions:
         """The signal that arrived first, 0 for none."""
         self.held = False
         """Whether whoever asks for `received` saves before it ends."""
+        self.are_agreed = False
+        """Whether all processes of the stage know of it, and leave together."""
         self.again = same_command({})
         """What goes on where this run was ended."""
         self.requeues = "MULCOT_CHAIN" not in os.environ

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import signal
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Mapping, MutableMapping
-from typing import Final
+from typing import Any, Final
 
 from lightning import Trainer
+from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch.distributed import DistError, PrefixStore, TCPStore
 
+from mulcot.interruptions import SIGNALS, Interruptions, exit_code
 from mulcot.types import InputError
 
 _STARTED: Final = {"torchrun": "WORLD_SIZE", "srun": "SLURM_STEP_NUM_TASKS"}
@@ -27,8 +31,114 @@ _GONE: Final = (
     "remote process exit",
 )
 """What gloo, NCCL and torch's store say of a process that has ended."""
-_LEAVING_SECONDS: Final = 5.0
+_LEAVING_SECONDS: Final = 30.0
+"""How long processes that leave together may take, to write their logs and give their devices back."""
+_TELLING_SECONDS: Final = 5.0
 """How long the other processes have to tell of their own mistakes."""
+_LOOK_SECONDS: Final = 0.5
+"""How often this process looks at those that it started."""
+
+
+class StageLauncher(_SubprocessScriptLauncher):
+    """Starts the other processes of a stage on this machine, and lets all of them leave in their own time.
+
+    Lightning's own launcher kills the others as soon as a signal ends this process, and this process as soon as it
+    notices that another one left with a code that is not 0, as all do after SIGTERM: the exit code and what was still
+    to be written were a matter of luck.
+
+    Args:
+        cluster_environment: as in the base class.
+        num_processes: as in the base class.
+        num_nodes: as in the base class.
+        interruptions: tells whether the processes leave together.
+    """
+
+    def __init__(
+        self,
+        cluster_environment: ClusterEnvironment,
+        num_processes: int,
+        num_nodes: int,
+        interruptions: Interruptions,
+    ) -> None:
+        super().__init__(cluster_environment, num_processes, num_nodes)
+        self._interruptions = interruptions
+        self._is_leaving = threading.Event()
+
+        self._others: list[subprocess.Popen[bytes]] = []
+        self._is_leaving = threading.Event()
+
+    def _call_children_scripts(self) -> None:
+        """As in the base class, whose own watch, which begins after this, is left with nothing to look at."""
+        super()._call_children_scripts()
+        self._others, self.procs = self.procs, []
+        threading.Thread(target=self._watch, daemon=True, name="other-processes").start()
+
+    def kill(self, signum: int) -> None:
+        """Lets the others leave, and kills those that do not.
+
+        Args:
+            signum: SIGKILL, which Lightning wants to send them at once when a signal has ended this process.
+        """
+        self.end_others(_LEAVING_SECONDS if self._interruptions.are_agreed else _TELLING_SECONDS)
+
+    def end_others(self, seconds: float = _TELLING_SECONDS) -> None:
+        """Ends the processes that this one started, when it cannot go on: they would wait for it.
+
+        Args:
+            seconds: how long they have to leave by themselves.
+        """
+        for process in self.wait_for_others(seconds):
+            process.kill()
+
+    def wait_for_others(self, seconds: float) -> list[subprocess.Popen[bytes]]:
+        """Lets the others leave by themselves, as this process is about to do.
+
+        Args:
+            seconds: for how long.
+
+        Returns:
+            Those that are still there.
+        """
+        self._is_leaving.set()
+        deadline = time.monotonic() + seconds
+        for process in self._others:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+        return [process for process in self._others if process.poll() is None]
+
+    def _watch(self) -> None:
+        """Ends this process when another one has left before its time: it may wait for that one for ever.
+
+        What this process has to say of it comes first, if it is able to say it. In a collective of NCCL it is not, and
+        takes no signals there either.
+        """
+        while not any(process.poll() for process in self._others):
+            if all(process.returncode == 0 for process in self._others):
+                return
+            time.sleep(_LOOK_SECONDS)
+        rank, code = next((i, process.returncode) for i, process in enumerate(self._others, 1) if process.returncode)
+        is_signal = code in map(exit_code, SIGNALS)
+        if self._is_leaving.wait(_LEAVING_SECONDS if is_signal else _TELLING_SECONDS):
+            return
+        for process in self._others:
+            process.kill()
+        sys.stderr.write(f"mulcot: error: process {rank} of this stage ended with {code}, and this one waits for it\n")
+        sys.stderr.flush()
+        os._exit(code if is_signal else 1)
+
+
+def take_launch(trainer: Trainer, interruptions: Interruptions) -> None:
+    """Has the processes of a stage started by a `StageLauncher` where Lightning would start them.
+
+    Args:
+        trainer: of this process, before it runs.
+        interruptions: tells of signals.
+    """
+    strategy: Any = trainer.strategy
+    if type(strategy.launcher) is _SubprocessScriptLauncher:
+        theirs = strategy.launcher
+        mine = StageLauncher(theirs.cluster_environment, theirs.num_processes, theirs.num_nodes, interruptions)
+        strategy._launcher = mine
 
 
 def check_processes(trainer: Trainer, environment: Mapping[str, str] = os.environ) -> None:
@@ -85,20 +195,3 @@ def has_lost_other(error: BaseException) -> bool:
     said = str(error)
     connects = isinstance(error, DistError) or "gloo/transport" in said
     return connects and any(words in said for words in _GONE)
-
-
-def end_others(trainer: Trainer) -> None:
-    """Ends the processes that this one started, when it cannot go on: they would wait for it.
-
-    Args:
-        trainer: of this process.
-    """
-    launcher = trainer.strategy.launcher
-    if not isinstance(launcher, _SubprocessScriptLauncher):
-        return
-    deadline = time.monotonic() + _LEAVING_SECONDS
-    for process in launcher.procs:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)

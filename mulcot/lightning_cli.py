@@ -41,7 +41,7 @@ from mulcot.files import write_atomic
 from mulcot.ground import FORMAT, check_allowed, ground_of
 from mulcot.interruptions import Interruptions, same_command
 from mulcot.launches import was_begun_before
-from mulcot.launching import check_processes, end_others, leave_used_store
+from mulcot.launching import StageLauncher, check_processes, leave_used_store, take_launch
 from mulcot.loaded_weights import load_evaluated, load_weights
 from mulcot.manifests import command_key, input_digests, package_versions, recorded_name
 from mulcot.models import MODEL_FOLDER, find_model, is_sharded
@@ -244,7 +244,9 @@ class MulcotCLI(LightningCLI):
         plugins = config.get("plugins") or []
         config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), DurableCheckpointIO()]
         self.interruptions.requeues &= all(getattr(plugin, "auto_requeue", True) for plugin in config["plugins"])
-        return self._instantiate_trainer({**config, **kwargs}, callbacks)
+        trainer = self._instantiate_trainer({**config, **kwargs}, callbacks)
+        take_launch(trainer, self.interruptions)
+        return trainer
 
     # -- what happens around a verb ---------------------------------------------------------------------------------
 
@@ -253,7 +255,8 @@ class MulcotCLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         except BaseException:
-            end_others(self.trainer)
+            if isinstance(launcher := self.trainer.strategy.launcher, StageLauncher):
+                launcher.end_others()
             raise
 
     def before_fit(self) -> None:

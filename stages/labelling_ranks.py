@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -10,6 +9,7 @@ from typing import Any, Final
 import torch
 from lightning.pytorch import Trainer
 
+from mulcot.launching import StageLauncher
 from mulcot.teachers.base import TeacherPausedError
 from mulcot.teachers.store import LabelStore
 from mulcot.teachers.store_merge import merge_store, remove_store
@@ -18,7 +18,6 @@ from mulcot.types import InputError
 STORE_NAME: Final = "labels.sqlite"
 _LONG: Final = timedelta(days=30)
 """How long a rank waits for the others: their shards may take days."""
-_POLL_SECONDS: Final = 0.1
 
 
 class Ranks:
@@ -97,10 +96,8 @@ class Ranks:
 
     def wait_for_others(self, seconds: float) -> None:
         """After Ctrl-C: lets the processes that this one started end by themselves, for so long."""
-        processes = getattr(self._trainer.strategy.launcher, "procs", [])
-        deadline = time.monotonic() + seconds
-        while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
-            time.sleep(_POLL_SECONDS)
+        if isinstance(launcher := self._trainer.strategy.launcher, StageLauncher):
+            launcher.wait_for_others(seconds)
 
     def _open_first(self) -> LabelStore:
         store = LabelStore(self._folder / STORE_NAME)

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,28 @@ class Dies(Callback):
         if self.killed:
             os.kill(os.getpid(), signal.SIGKILL)
         raise InputError(f"post seven is wrong on rank {self.rank}")
+
+
+class LeavesSlowly(Callback):
+    """Sends the second process SIGTERM after a step, and has one process take its time to leave.
+
+    Args:
+        marker: a file that says that the process had its time.
+        rank: the process that takes it.
+        seconds: the time.
+    """
+
+    def __init__(self, marker: str, rank: int, seconds: float = 8.0) -> None:
+        self.marker, self.rank, self.seconds = Path(marker), rank, seconds
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if (trainer.global_step, trainer.global_rank) == (1, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        if trainer.global_rank == self.rank:
+            time.sleep(self.seconds)
+            self.marker.touch()
 
 
 class Writes(Callback):

@@ -107,6 +107,18 @@ def test_a_picture_that_one_process_cannot_read_ends_both(ranks: ModuleType, run
     assert picture.name in shown
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_process_ends_all_however_slowly_one_of_them_leaves(
+    ranks: ModuleType, run: Path, tmp_path: Path, rank: int
+) -> None:
+    """Lightning would kill the slow one, and the first process as soon as it sees that another left with 143."""
+    stage, marker = f"slow{rank}", tmp_path / "left"
+    slow = ranks.callbacks(("LeavesSlowly", {"marker": str(marker), "rank": rank}))
+    shown = ranks.call(*ranks.fit(run, stage, *SHORT, *ranks.TWO, *slow), code=143)
+    assert f"mulcot: stopped by SIGTERM; step 1 is saved in {run / stage / 'checkpoints' / 'last.ckpt'}" in shown
+    assert marker.exists()
+
+
 def test_torchrun_starts_a_killed_process_again_and_the_weights_are_those_of_an_undisturbed_fit(
     ranks: ModuleType, run: Path, tmp_path: Path
 ) -> None:

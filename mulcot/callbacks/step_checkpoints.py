@@ -142,6 +142,7 @@ class StepCheckpoints(Checkpoint):
             mine = torch.tensor([number, int(is_due)], device=trainer.strategy.root_device)
             torch.distributed.all_reduce(mine, op=torch.distributed.ReduceOp.MAX)
             number, is_due = int(mine[0]), bool(mine[1])
+            self.interruptions.are_agreed = number > 0
         return number, is_due
 
     def _save(self, trainer: Trainer, within: Literal["epoch", "validation"] | None) -> None:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from lightning import Trainer
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.strategies.launchers import subprocess_script
 from torch.distributed import DistBackendError, DistNetworkError, TCPStore
 
-from mulcot.launching import check_processes, has_lost_other, leave_used_store
+from mulcot import launching
+from mulcot.interruptions import Interruptions
+from mulcot.launching import StageLauncher, check_processes, has_lost_other, leave_used_store, take_launch
 from mulcot.types import InputError
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -129,3 +139,120 @@ def test_processes_that_start_again_meet_elsewhere() -> None:
 )
 def test_a_process_that_is_gone_is_told_from_other_errors(error: Exception, is_lost: bool) -> None:
     assert has_lost_other(error) == is_lost
+
+
+# -- processes that this one starts -------------------------------------------------------------------------------
+
+WAITS = "mulcot: error: process 1 of this stage ended with"
+
+
+def stage_of_two(
+    folder: Path, first: Callable[[StageLauncher], object], other: str, are_agreed: bool = False
+) -> tuple[int, str]:
+    """Runs a first process, which begins when the other one has; its exit code, and what was said.
+
+    Args:
+        folder: where both run.
+        first: what the first process does; forked, for its imports take seconds.
+        other: the program of the one that it starts.
+        are_agreed: whether both know of a signal.
+    """
+    (folder / "other.py").write_text(f"import os, signal, sys, time\nopen('begun', 'w').close()\n{other}\n")
+    forked = os.fork()
+    if not forked:
+        code: Any = 1
+        try:
+            os.chdir(folder)
+            log = os.open("log", os.O_WRONLY | os.O_CREAT)
+            os.dup2(log, 2)
+            sys.stderr = os.fdopen(2, "w")
+            launching._LEAVING_SECONDS, launching._TELLING_SECONDS = 6.0, 2.0
+            subprocess_script._basic_subprocess_cmd = lambda: [sys.executable, "other.py"]
+            interruptions = Interruptions()
+            interruptions.are_agreed = are_agreed
+            launcher = StageLauncher(LightningEnvironment(), 2, 1, interruptions)
+
+            def run() -> None:
+                while not Path("begun").exists():
+                    time.sleep(0.02)
+                first(launcher)
+
+            launcher.launch(run)
+            code = 0
+        except SystemExit as left:
+            code = left.code
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(forked, 0)
+    return os.waitstatus_to_exitcode(status), (folder / "log").read_text()
+
+
+def ends_itself(code: int, seconds: float = 0) -> Callable[[StageLauncher], object]:
+    """What a process does that an error ends, after a while."""
+
+    def run(launcher: StageLauncher) -> None:
+        time.sleep(seconds)
+        launcher.end_others()
+        sys.exit(code)
+
+    return run
+
+
+def hangs(launcher: StageLauncher) -> None:
+    """As in a collective of a device."""
+    time.sleep(90)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("other", "first", "code", "waits"),
+    [
+        ("sys.exit(143)", ends_itself(143, seconds=3), 143, False),  # it has more to write
+        ("sys.exit(143)", hangs, 143, True),
+        ("os.kill(os.getpid(), signal.SIGKILL)", hangs, 1, True),
+        ("sys.exit(2)", hangs, 1, True),
+        ("sys.exit(2)", ends_itself(3), 3, False),  # it tells of its own mistake
+        ("pass", lambda launcher: time.sleep(3), 0, False),
+    ],
+)
+def test_when_another_process_has_left_this_one_has_its_say_and_does_not_wait_for_ever(
+    clean: pytest.MonkeyPatch,
+    tmp_path: Path,
+    other: str,
+    first: Callable[[StageLauncher], object],
+    code: int,
+    waits: bool,
+) -> None:
+    found, said = stage_of_two(tmp_path, first, other)
+    assert (found, WAITS in said) == (code, waits), said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("are_agreed", "seconds", "is_done"),
+    [(True, 4, True), (True, 60, False), (False, 0.5, True), (False, 60, False)],
+)
+def test_others_may_leave_in_their_own_time(
+    clean: pytest.MonkeyPatch, tmp_path: Path, are_agreed: bool, seconds: float, is_done: bool
+) -> None:
+    """Lightning asks the launcher to kill them as soon as a signal has ended the first process."""
+
+    def first(launcher: StageLauncher) -> None:
+        launcher.kill(signal.SIGKILL)
+        sys.exit(130)
+
+    began = time.monotonic()
+    code, said = stage_of_two(tmp_path, first, f"time.sleep({seconds})\nopen('done', 'w').close()", are_agreed)
+    assert code == 130, said
+    assert (tmp_path / "done").exists() == is_done
+    assert time.monotonic() - began < 30
+
+
+def test_only_what_lightning_would_start_itself_is_started_so(clean: pytest.MonkeyPatch) -> None:
+    asked = trainer(devices=2, strategy="ddp")
+    take_launch(asked, Interruptions())
+    assert type(asked.strategy.launcher) is StageLauncher
+    for other in (trainer(devices=1), trainer(devices=2, strategy="ddp_spawn")):
+        before = other.strategy.launcher
+        take_launch(other, Interruptions())
+        assert other.strategy.launcher is before
