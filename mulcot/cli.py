@@ -11,7 +11,7 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from mulcot.interruptions import Interrupted, Interruptions
+from mulcot.interruptions import Interrupted, Interruptions, is_first_process
 from mulcot.shown_text import visible
 from mulcot.types import InputError
 
@@ -72,7 +72,8 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"mulcot: error: {visible(_one_line(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as interrupt:
-        print(f"mulcot: {interrupt if isinstance(interrupt, Interrupted) else 'interrupted'}", file=sys.stderr)
+        if is_first_process():
+            print(f"mulcot: {interrupt if isinstance(interrupt, Interrupted) else 'interrupted'}", file=sys.stderr)
         return interrupt.code if isinstance(interrupt, Interrupted) else INTERRUPTED
 
 

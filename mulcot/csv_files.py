@@ -1,4 +1,4 @@
-"""The files of CSV loggers in a fit that goes on: Lightning's logger deletes what lies where it begins to write."""
+"""The files of CSV loggers with a folder of their own: Lightning's deletes what lies where it begins to write."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 @rank_zero_only
-def set_aside(loggers: Iterable[Logger], step: int) -> None:
+def set_aside(loggers: Iterable[Logger], before: str) -> None:
     """Gives the file of each CSV logger another name, and says which.
 
     Args:
-        loggers: of a fit that goes on, before it logs.
-        step: the optimizer steps that were taken.
+        loggers: of a stage, before it logs.
+        before: what comes: a verb, or the step from which a fit goes on.
     """
     for logger in loggers:
         if not isinstance(logger, CSVLogger):
             continue
         path = Path(logger.log_dir, "metrics.csv")
         if path.is_file():
-            kept = _free(path, f"metrics-before-step-{step}")
+            kept = _free(path, f"metrics-before-{before}")
             path.rename(kept)
             print(f"{path} is kept as {kept.name}")
             # Lightning would tell of files that it deletes, of which there is none any more.
@@ -33,6 +33,6 @@ def set_aside(loggers: Iterable[Logger], step: int) -> None:
 
 
 def _free(path: Path, stem: str) -> Path:
-    """The first name that no file has: several fits may have ended before anything new was saved."""
+    """The first name that no file has: a fit may end again before it has saved anything."""
     names = (f"{stem}{f'-{number}' if number > 1 else ''}.csv" for number in count(1))
     return next(path.with_name(name) for name in names if not path.with_name(name).exists())

@@ -117,6 +117,15 @@ class Interruptions:
             os._exit(exit_code(number))
 
 
+def is_first_process(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process speaks for all of a stage, as far as its launcher says which it is.
+
+    Args:
+        environment: that of the process.
+    """
+    return all(environment.get(name, "0") == "0" for name in _RANKS)
+
+
 def leave_terminal() -> None:
     """Lets what is still to be said go nowhere: to write to a terminal that is gone is an error, and ends a save."""
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -133,8 +142,7 @@ def requeue() -> None:
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ.get('SLURM_ARRAY_TASK_ID', '')}"
     by_hand = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
-    is_first = all(os.environ.get(name, "0") == "0" for name in _RANKS)
-    if not re.fullmatch(r"[0-9_]+", job) or by_hand or not is_first:
+    if not re.fullmatch(r"[0-9_]+", job) or by_hand or not is_first_process():
         return
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False, timeout=60)

@@ -79,7 +79,16 @@ class StageLauncher(_SubprocessScriptLauncher):
         Args:
             signum: SIGKILL, which Lightning wants to send them at once when a signal has ended this process.
         """
+        self._interruptions.install()  # Lightning lets nothing end this process now; a second Ctrl-C still may
+        self.hand_on()
         self.end_others(_LEAVING_SECONDS if self._interruptions.are_agreed else _TELLING_SECONDS)
+
+    def hand_on(self) -> None:
+        """Tells the others of a signal that this process alone may have got; those that know of one heed no other."""
+        if not self._interruptions.are_agreed and not self._is_leaving.is_set():
+            self._is_leaving.set()
+            for process in self._others:
+                process.terminate()
 
     def end_others(self, seconds: float = _TELLING_SECONDS) -> None:
         """Ends the processes that this one started, when it cannot go on: they would wait for it.

@@ -15,7 +15,7 @@ import jsonargparse
 from jsonargparse import ActionYesNo, ArgumentError
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
@@ -37,6 +37,7 @@ from mulcot.callbacks import (
 from mulcot.checkpoints import DurableCheckpointIO, check_given
 from mulcot.config_errors import check_unicode, explain_config_error, with_place
 from mulcot.config_overlays import NamedConfigFile, with_nulls_kept, with_values_replaced
+from mulcot.csv_files import set_aside
 from mulcot.files import write_atomic
 from mulcot.ground import FORMAT, check_allowed, ground_of
 from mulcot.interruptions import Interruptions, same_command
@@ -49,6 +50,7 @@ from mulcot.ranges import check_ranges, check_trainer
 from mulcot.resuming import find_resumed, take_up
 from mulcot.secrecy import check_settings
 from mulcot.shown_text import first_line
+from mulcot.stage_config import StageConfigFile
 from mulcot.stage_folder import METRICS, StageFolder, check_stage_name
 from mulcot.types import InputError
 from stages import TeacherStage
@@ -61,16 +63,6 @@ Made = TypeVar("Made")
 PARSER: Final = {"parser_mode": "omegaconf+", "exit_on_error": False}
 BAD_ROWS: Final = "bad_rows.jsonl"
 """The wrong rows that a stage left out."""
-
-
-class StageConfigFile(SaveConfigCallback):
-    """Keeps the resolved configuration as `config-<verb>.yaml`: `predict` never overwrites the file of `fit`."""
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Writes the file into the stage's directory."""
-        verb = {"fit": "fit", "validate": "validate", "test": "test", "predict": "predict"}[stage]
-        text = self.parser.dump(self.config, skip_none=False, skip_validation=True)  # it was parsed
-        write_atomic(Path(self.config.stage_dir) / f"config-{verb}.yaml", text)
 
 
 class MulcotCLI(LightningCLI):
@@ -267,7 +259,7 @@ class MulcotCLI(LightningCLI):
         self.model.origin = {"format": FORMAT, "ground": self._ground(), "versions": package_versions()}
         named = self.config_init["fit"].get("ckpt_path")
         resumed = find_resumed(self.folder, named, self.model.origin["ground"], self.allowed, fresh=self.fresh)
-        self._begin()
+        self._begin("fit" if resumed is None else f"step-{resumed.step}")
         if resumed is not None:
             self.config_init["fit"]["ckpt_path"] = str(resumed.path)
             take_up(resumed, self.trainer, cast(ModelStage, self.model), self.datamodule)
@@ -323,7 +315,7 @@ class MulcotCLI(LightningCLI):
         if isinstance(self.model, TeacherStage):
             self.model.yes = bool(self._get(self.config, "yes"))
         self._hold()
-        self._begin()
+        self._begin("predict")
 
     def after_predict(self) -> None:
         """Declares the stage done."""
@@ -341,6 +333,7 @@ class MulcotCLI(LightningCLI):
         path, given["ckpt_path"] = given.get("ckpt_path") or self.folder.best, None
         config = self.config[str(self.subcommand)].as_dict()
         load_evaluated(cast(ModelStage, self.model), path, config, self.allowed)
+        set_aside(self.trainer.loggers, str(self.subcommand))
 
     def _finish(self, metrics: dict[str, Any]) -> None:
         """Writes the metrics, then the manifest, whose presence means that the stage is done."""
@@ -393,8 +386,9 @@ class MulcotCLI(LightningCLI):
         if self.trainer.is_global_zero:
             self.resources.enter_context(self.folder.held())
 
-    def _begin(self) -> None:
-        """Only now the stage's folder is touched."""
+    def _begin(self, before: str) -> None:
+        """Only now the stage's folder is touched, and what `CSVLogger` would delete there; see `set_aside`."""
         if self.trainer.is_global_zero:
             self.folder.begin(self.key, fresh=self.fresh)
+        set_aside(self.trainer.loggers, before)
         self._list_bad_rows()

@@ -11,7 +11,6 @@ from lightning import Trainer
 
 from data_modules.multimodal import MultimodalDataModule
 from mulcot.checkpoints import newest_good, read_checkpoint
-from mulcot.csv_files import set_aside
 from mulcot.ground import FORMAT, Ground, check_ground
 from mulcot.launches import was_begun_before
 from mulcot.manifests import package_versions
@@ -89,7 +88,6 @@ def take_up(resumed: Resumed, trainer: Trainer, stage: ModelStage, data: Multimo
     data.begins_epoch_anew = not {"batch", "data", "world"}.isdisjoint(resumed.changed)
     if "optimizer" in resumed.changed:
         trainer.callbacks.append(OtherRates(stage.optimizer))  # type: ignore[attr-defined]
-    set_aside(trainer.loggers, resumed.step)
     if trainer.is_global_zero:
         print(f"going on from step {resumed.step}, saved in {resumed.path}")
 

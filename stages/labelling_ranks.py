@@ -94,8 +94,13 @@ class Ranks:
             merge_store(store, path, append=False)
             remove_store(path)
 
+    def hand_on(self) -> None:
+        """After a signal: ends the processes that this one started as well, which go on asking otherwise."""
+        if isinstance(launcher := self._trainer.strategy.launcher, StageLauncher):
+            launcher.hand_on()
+
     def wait_for_others(self, seconds: float) -> None:
-        """After Ctrl-C: lets the processes that this one started end by themselves, for so long."""
+        """After a signal: lets the processes that this one started end by themselves, for so long."""
         if isinstance(launcher := self._trainer.strategy.launcher, StageLauncher):
             launcher.wait_for_others(seconds)
 

@@ -246,8 +246,10 @@ class TeacherStage(LightningModule):
             SystemExit: The error is told of by rank 0.
         """
         try:
+            if isinstance(error, KeyboardInterrupt) and self._ranks is not None:
+                self._ranks.hand_on()
             self._end_loop()
-            if isinstance(error, KeyboardInterrupt):  # all processes have got it
+            if isinstance(error, KeyboardInterrupt):
                 if self._ranks is not None:
                     self._ranks.wait_for_others(DRAIN_SECONDS)
             else:

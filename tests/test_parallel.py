@@ -107,15 +107,16 @@ def test_a_picture_that_one_process_cannot_read_ends_both(ranks: ModuleType, run
     assert picture.name in shown
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("rank", "strategy"), [(0, "TWO"), (1, "TWO"), (1, "SPREAD")])
 def test_a_signal_to_one_process_ends_all_however_slowly_one_of_them_leaves(
-    ranks: ModuleType, run: Path, tmp_path: Path, rank: int
+    ranks: ModuleType, run: Path, tmp_path: Path, rank: int, strategy: str
 ) -> None:
     """Lightning would kill the slow one, and the first process as soon as it sees that another left with 143."""
-    stage, marker = f"slow{rank}", tmp_path / "left"
+    stage, marker = f"slow{rank}-{strategy}", tmp_path / "left"
     slow = ranks.callbacks(("LeavesSlowly", {"marker": str(marker), "rank": rank}))
-    shown = ranks.call(*ranks.fit(run, stage, *SHORT, *ranks.TWO, *slow), code=143)
+    shown = ranks.call(*ranks.fit(run, stage, *SHORT, *getattr(ranks, strategy), *slow), code=143)
     assert f"mulcot: stopped by SIGTERM; step 1 is saved in {run / stage / 'checkpoints' / 'last.ckpt'}" in shown
+    assert shown.count("mulcot: stopped by") == 1
     assert marker.exists()
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from mulcot.files import refuse_link
 from mulcot.locks import take_lock
 from mulcot.types import InputError
 
@@ -122,11 +123,11 @@ def open_tables(path: Path) -> sqlite3.Connection:
     """The file, its tables made where it is new, every commit forced to disk.
 
     Raises:
-        InputError: it is no label store, it has another version, or it cannot be written.
+        InputError: it is no label store, it has another version, it is a link, or it cannot be written.
     """
     db: sqlite3.Connection | None = None
     try:
-        db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        db = sqlite3.connect(refuse_link(path), check_same_thread=False, isolation_level=None)
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version not in (0, SCHEMA_VERSION):
             raise InputError(

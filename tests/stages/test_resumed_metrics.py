@@ -65,6 +65,14 @@ def test_the_file_of_a_csv_logger_is_set_aside(
     assert steps["metrics-before-step-6.csv"] == {0, 1, 2, 3, 4, 5}
     assert steps["metrics.csv"] | set().union(*steps.values()) == set(range(24))
 
+    asked = ["test", "--config", "student.yaml", *resuming.QUICK, "--run_dir", chain, "--stage", "csv", *given]
+    whole = (folder / "metrics.csv").read_bytes()
+    assert resuming.run(asked) == 0
+    assert (folder / "metrics-before-test.csv").read_bytes() == whole
+    assert resuming.run(resuming.fit(chain, "csv", *given, "--fresh", "--trainer.max_epochs", 1)) == 0
+    assert _steps(folder / "metrics-before-fit.csv") == set()  # those of the test
+    assert _steps(folder / "metrics.csv") == set(range(12))
+
 
 def _steps(path: Path) -> set[int]:
     with path.open(newline="") as file:

@@ -280,3 +280,28 @@ def test_two_processes_label_their_shards(fault_server: ModuleType, tmp_path: Pa
         run(server.url)
         assert len(server.log) == asked
         assert (stage / "rationales-train.jsonl").read_bytes() == by_two
+
+
+def test_a_signal_to_the_first_process_ends_the_labelling_of_all(fault_server: ModuleType, tmp_path: Path) -> None:
+    """A scheduler may tell one process alone: the others would go on asking, at the user's cost."""
+    write_posts(tmp_path, 400)
+    two = {"trainer.devices": 2, "trainer.strategy": "ddp", "data.init_args.eval_batch_size": 8}
+    stage = tmp_path / "run" / "teacher"
+    with fault_server.in_process(tmp_path, "--delay", "0.5") as server, (tmp_path / "log.txt").open("w+") as log:
+        with subprocess.Popen(
+            [sys.executable, "-m", "mulcot", *map(str, command(tmp_path, server.url, **two))],
+            stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
+        ) as first:  # fmt: skip
+            wait_for(lambda: len(server.log) >= 2 * CONCURRENCY, first.pid)
+            first.send_signal(signal.SIGTERM)
+            told = time.monotonic()
+            assert first.wait(120) == 143, (tmp_path / "log.txt").read_text()[-3000:]
+            assert time.monotonic() - told < 20
+        sent = len(server.log)
+        assert sent < 200, "the other process went on"
+        time.sleep(2)
+        assert len(server.log) == sent, "the other process goes on"
+        stores = [stage / "labels.sqlite", stage / "labels.rank1.sqlite"]
+        found = [committed(store) for store in stores]
+        assert sum(len(keys) for keys, _ in found) == sent
+        assert [unknown for _, unknown in found] == [0, 0], "replies that were paid for are lost"

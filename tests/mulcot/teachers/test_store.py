@@ -225,6 +225,18 @@ def test_lock_is_given_back_on_close_and_on_failure(tmp_path: Path) -> None:
             LabelStore(path)
 
 
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_of_somebody_elses_run_is_not_written_through(tmp_path: Path, exists: bool) -> None:
+    victim = tmp_path / "victim.sqlite"
+    if exists:
+        LabelStore(victim).close()
+    before = victim.read_bytes() if exists else None
+    (tmp_path / "labels.sqlite").symlink_to(victim)
+    with pytest.raises(InputError, match=r"labels\.sqlite: is a symbolic link, through which nothing is written"):
+        LabelStore(tmp_path / "labels.sqlite")
+    assert (victim.read_bytes() if victim.exists() else None) == before
+
+
 def test_another_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "labels.sqlite"
     LabelStore(path).close()
