@@ -50,7 +50,7 @@ test: $(INSTALLED) ## the default tests
 	$(BIN)/python -m pytest -n 2 --dist loadscope
 
 test-slow: $(INSTALLED) ## the slow tests: whole chains, two processes, the wheel
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m slow
 
 test-all: test test-slow ## both
 

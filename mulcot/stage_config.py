@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
 
 from mulcot.files import write_atomic
 
@@ -16,4 +17,4 @@ class StageConfigFile(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Writes the file into the stage's directory."""
         text = self.parser.dump(self.config, skip_none=False, skip_validation=True)  # it was parsed
-        write_atomic(Path(self.config.stage_dir) / f"config-{stage}.yaml", text)
+        write_atomic(Path(self.config.stage_dir) / f"config-{TrainerFn(stage).value}.yaml", text)

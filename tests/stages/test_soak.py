@@ -216,7 +216,7 @@ def test_twenty_kills_lose_double_and_pay_nothing(fault_server: ModuleType, tmp_
 
 
 def test_a_second_process_leaves_at_once(fault_server: ModuleType, tmp_path: Path) -> None:
-    write_posts(tmp_path, 30)
+    write_posts(tmp_path, 600)  # so many that the first is at work until it is killed
     with fault_server.in_process(tmp_path, "--delay", "5") as server, forks(tmp_path) as first:
         group = first.start(command(tmp_path, server.url))
         wait_for(lambda: len(server.log) == CONCURRENCY, group)
