@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from mulcot.generation.continuing import Reading, Replies, RowWriter, Sampler, read
 from mulcot.models import base_model
@@ -167,16 +167,22 @@ def _generate(
 ) -> list[list[int]]:
     """One reply to each of some prompts that are padded on the left."""
     generator: Any = base_model(model)
-    written = generator.generate(
-        **prompts.inputs,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        eos_token_id=encoder.end_of_turn[-1],
-        pad_token_id=encoder.pad_id,
-        logits_processor=LogitsProcessorList([processor] if processor else []),
-        stopping_criteria=StoppingCriteriaList([_GiveUp(give_up)] if give_up else []),
-    )
+    kept = generator.generation_config
+    # What a model's own says would be added: penalties, forced and forbidden tokens, drafts.
+    generator.generation_config = GenerationConfig()
+    try:
+        written = generator.generate(
+            **prompts.inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=encoder.end_of_turn[-1],
+            pad_token_id=encoder.pad_id,
+            logits_processor=LogitsProcessorList([processor] if processor else []),
+            stopping_criteria=StoppingCriteriaList([_GiveUp(give_up)] if give_up else []),
+        )
+    finally:
+        generator.generation_config = kept
     width = prompts.inputs["input_ids"].shape[1]
     return [encoder.until_end(ids) for ids in cast(Tensor, written)[:, width:].tolist()]
 

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from data_modules.collate import QuestionSet
 from data_modules.encoded import EncodedPosts
@@ -147,6 +147,27 @@ def test_samples_depend_on_their_seeds_alone(asked: Asked) -> None:
         assert decode_ids(asked.model, alone, asked.encoder, MOST, SeededSampler([number], 0.7)) == [ids]
     paired = asked.batch(range(6), PAIRED).prompts
     assert decode_ids(asked.model, paired, asked.encoder, MOST, SeededSampler(range(12), 0.7), copies=2) == written
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 9.0},
+        {"suppress_tokens": list(range(40, 200))},
+        {"min_new_tokens": 10**6},
+        {"prompt_lookup_num_tokens": 5},
+    ],
+)
+def test_settings_of_a_model_change_no_reply(asked: Asked, settings: dict[str, Any]) -> None:
+    paired = asked.batch(range(3), PAIRED).prompts
+    model = base_model(asked.model)
+    expected, kept = decode_ids(asked.model, paired, asked.encoder, MOST), model.generation_config
+    model.generation_config = GenerationConfig(**settings)
+    try:
+        assert decode_ids(asked.model, paired, asked.encoder, MOST) == expected
+        assert model.generation_config.to_diff_dict().items() >= settings.items()
+    finally:
+        model.generation_config = kept
 
 
 def test_label_probabilities_are_those_of_rows_apart(asked: Asked) -> None:
