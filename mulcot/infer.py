@@ -68,7 +68,7 @@ def _answer(model: str, post: Post, max_new_tokens: int, device: str) -> Answer:
     trained = read_settings(find_model(model))
     encoder = RowEncoder(load_processor(model), trained.labels, trained.image_size, pad_end=trained.pad_end)
     encoded = EncodedPosts.encode([post], encoder, TASKS)
-    network: Any = merged_if_exact(load_model(model)).eval().to(chosen)
+    network: Any = merged_if_exact(load_model(model, processor=encoder.processor)).eval().to(chosen)
     collator = RowCollator(encoder, form=row_form(network))
     batch = QuestionSet([[0]], encoded, collator, TASKS, {})[0].to(chosen)
     return answer_questions(network, batch, encoder, max_new_tokens)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from mulcot.generation import (
 )
 from mulcot.metrics import ClassificationReport, ReasoningReport
 from mulcot.rows import QuestionBatch, RowEncoder
-from mulcot.types import Answer
+from mulcot.types import Answer, InputError
 
 Answered = tuple[QuestionBatch, list[Answer]]
 
@@ -46,6 +47,9 @@ class Answering:
 
         Returns:
             What is answered by now.
+
+        Raises:
+            InputError: the model gives no numbers.
         """
         if batch.candidates is None:
             raise ValueError("a batch without candidates cannot be classified")
@@ -53,6 +57,12 @@ class Answering:
         if batch.prompts is not None and batch.prompts.inputs is batch.candidates.inputs:
             reading = read(self._model, batch.candidates.inputs)
         table = label_probabilities(self._model, batch.candidates, len(self._encoder.labels), reading).tolist()
+        for post, row in zip(batch.posts, table, strict=True):
+            if not all(map(math.isfinite, row)):
+                raise InputError(
+                    f"{self._encoder.tokenizer.name_or_path}: its answers to post {post.id!r} are no finite numbers: "
+                    "its weights or its processor's settings are damaged; take the model as it was published"
+                )
         replies = None if batch.prompts is None else self._writer.add(batch.prompts, reading=reading)
         self._asked.append((batch, table, replies))
         return self._take()

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, PreTrainedModel
+from transformers.utils import cached_file
 
 from mulcot.checkpoints import read_checkpoint
 from mulcot.memory import is_out_of_memory
@@ -20,13 +21,16 @@ from mulcot.models.attention import implementation
 from mulcot.models.folders import (
     ADAPTER,
     ADAPTER_WEIGHTS,
+    PROCESSOR_FILES,
     check_config,
     check_model_folder,
+    check_processor_files,
     check_processor_folder,
     shapes_of,
 )
 from mulcot.models.origins import misfit
 from mulcot.models.parts import base_model, head_rows, trained_parameters, vision_parameters
+from mulcot.models.processors import check_belongs, check_pictures
 from mulcot.models.quantisation import Quantise, quantise_language
 from mulcot.models.sources import MAKERS, Lora, ModelSource, adapter_base, as_base_of, bases, find_model
 from mulcot.shown_text import first_line
@@ -45,9 +49,11 @@ def load_processor(given: str, *, trust_remote_code: bool = False) -> Any:
         InputError: what is there is no processor, or one that takes no pictures.
     """
     options = {"trust_remote_code": trust_remote_code}
-    processor = _from_pretrained(AutoProcessor, "processor", find_model(given), options)
+    source = find_model(given)
+    processor = _from_pretrained(AutoProcessor, "processor", source, options)
     if not hasattr(processor, "image_processor"):
         raise InputError(f"{given}: its {type(processor).__name__} takes no pictures; give a vision-language model")
+    check_pictures(processor, source.name)
     return processor
 
 
@@ -62,6 +68,7 @@ def load_model(
     rows: int | None = None,
     quantise: Quantise | None = None,
     compute: DType = "float32",
+    processor: Any = None,
 ) -> nn.Module:
     """Loads a vision-language model for training or inference.
 
@@ -76,6 +83,7 @@ def load_model(
         rows: gives embeddings and head so many rows, new ones drawn at random; None leaves them.
         quantise: freezes the language model below any adapter in 4 or 8 bits, see `quantise_language`.
         compute: in what 4-bit layers multiply.
+        processor: what is to encode for the model; refused where its tokens or patches are not the model's.
 
     Returns:
         The model, a `PeftModel` where there is an adapter; `requires_grad` says what is trained.
@@ -105,6 +113,8 @@ def load_model(
             model = _load(source, options, shrink)
     if rows is not None and rows != head_rows(model):
         base_model(model).resize_token_embeddings(rows, mean_resizing=False)
+    if processor is not None:
+        check_belongs(base_model(model), processor, find_model(given).name)
     if freeze_vision:
         for parameter in vision_parameters(base_model(model)):
             parameter.requires_grad_(False)
@@ -162,13 +172,16 @@ def _with_adapter(model: PreTrainedModel, folder: Path) -> nn.Module:
 def _from_pretrained(auto_class: Any, what: str, source: ModelSource, options: dict[str, Any]) -> Any:
     """What transformers makes of a folder or of a name on the hub."""
     name = source.name
+    trusted = {"trust_remote_code": bool(options.get("trust_remote_code"))}
     if source.on_hub:
         options = options | {"local_files_only": _hub_is_silent(name)}
     else:
-        (check_processor_folder if what == "processor" else check_model_folder)(Path(name))
+        (check_processor_folder if what == "processor" else check_model_folder)(Path(name), **trusted)
     try:
         if what != "processor":
-            check_config(PreTrainedConfig.get_config_dict(name, **_where(options))[0], name)
+            check_config(PreTrainedConfig.get_config_dict(name, **_where(options))[0], name, **trusted)
+        elif source.on_hub:
+            check_processor_files(*(_fetched(name, file, options) for file in PROCESSOR_FILES))
         if what != "model":
             return auto_class.from_pretrained(name, **options)
         model, report = auto_class.from_pretrained(name, output_loading_info=True, **options)
@@ -197,6 +210,13 @@ def _from_pretrained(auto_class: Any, what: str, source: ModelSource, options: d
 
 def _where(options: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key == "local_files_only"}
+
+
+def _fetched(name: str, file: str, options: dict[str, Any]) -> Path | None:
+    """A file of a name on the hub; None where it has none."""
+    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
+    path = cached_file(name, file, **quiet, **_where(options))
+    return None if path is None else Path(path)
 
 
 def _refused(error: Exception, start: str, hint: str = "") -> Exception:

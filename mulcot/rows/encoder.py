@@ -24,15 +24,19 @@ from PIL import Image
 from torch import Tensor
 
 from mulcot.images import load_image
+from mulcot.memory import is_out_of_memory
 from mulcot.prompts import RenderedPrompt, get_prompt
 from mulcot.rows.plain_text import PlainText
+from mulcot.shown_text import first_line
 from mulcot.types import TASKS, InputError, Post, Setting, Task
 
 MAX_ASPECT_RATIO: Final = 200
 """Qwen's image processors refuse more elongated pictures; they are brought to this ratio for every model."""
 # Private-use characters mark where a post's text goes while the chat template is rendered around it.
 _MARK: Final = "\ue000{}\ue001"
-_MARKS: Final = re.compile("\ue000(\\d+)\ue001")
+_MARKS: Final = re.compile("\ue000([0-9]{1,4})\ue001")
+_MAX_RENDERED: Final = 1 << 20
+"""Characters that a chat template writes at most: those of our own prompts have a few thousand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +107,16 @@ class RowEncoder:
         self._pictures_processor = processor if image_size is None else _with_budget_for(processor, image_size)
         self._max_ratio = min(MAX_ASPECT_RATIO, _token_budget(processor.image_processor) or MAX_ASPECT_RATIO)
         self.tokenizer = processor.tokenizer
+        self._name = str(self.tokenizer.name_or_path)
+        self._last_id = max(self.tokenizer.get_vocab().values())
+        self._picture_id = getattr(processor, "image_token_id", None)
         self._plain = PlainText(processor)
         self.labels = tuple(labels)
         self.end_of_turn = self._find_end_of_turn()
         self._pad_end = pad_end
         if pad_end:
             self.end_of_turn = (self.pad_id,)
+        self._check_ends()
         for label in self.labels:  # they stand in prompts as our own text does
             if not self._plain.controls.isdisjoint(self._tokenise_fixed(label)):
                 raise InputError(f"labels: {label!r} holds a special token of the model; give it another name")
@@ -215,7 +223,18 @@ class RowEncoder:
         return self.image_size or within_ratio(width, height, self._max_ratio)
 
     def _encode_head(self, head: str, picture: Image.Image) -> Any:
-        return self._pictures_processor(text=[head], images=[picture], return_tensors="pt")
+        try:
+            encoded = self._pictures_processor(text=[head], images=[picture], return_tensors="pt")
+        except Exception as error:  # settings that do not go together end anywhere in transformers
+            if is_out_of_memory(error):
+                raise
+            raise InputError(
+                f"{self._name}: its processor cannot encode a picture of {picture.width} x {picture.height} pixels "
+                f"({first_line(error) or type(error).__name__}): take the processor and the chat template of the model"
+            ) from error
+        if (largest := int(encoded["input_ids"].max())) > self._last_id:  # as a post-processor may add
+            raise InputError(f"{self._name}: its tokenizer writes token {largest}, and the last one is {self._last_id}")
+        return encoded
 
     def _count_head(self, head: str, size: tuple[int, int]) -> int:
         count = getattr(self._pictures_processor, "_get_num_multimodal_tokens", None)
@@ -236,6 +255,10 @@ class RowEncoder:
         tail: list[int] = []
         for text, is_data in pieces:
             tail.extend(self._data_ids(text) if is_data else self._fixed_ids(text))
+        if self._picture_id in tail:
+            raise InputError(
+                f"{self._name}: its chat template puts a picture behind the post's text; take that of the model"
+            )
         return head[0], tuple(tail)
 
     def plain_ids(self, text: str) -> list[int]:
@@ -271,6 +294,8 @@ class RowEncoder:
         text = "".join(next(marked) if segment.is_data else segment.text for segment in prompt.segments)
         rendered = self._render([{"type": "image"}, {"type": "text", "text": text}])
         pieces = _MARKS.split(rendered)
+        if [int(piece) for piece in pieces[1::2]] != list(range(len(data))) or "\ue000" in "".join(pieces[::2]):
+            raise InputError(f"{self._name}: its chat template does not write a post's text once; take the model's")
         return [(data[int(piece)], True) if odd % 2 else (piece, False) for odd, piece in enumerate(pieces)]
 
     def _render(self, content: list[dict[str, str]], answer: str | None = None) -> str:
@@ -281,12 +306,26 @@ class RowEncoder:
             rendered: str = self.processor.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=answer is None
             )
-        except (TemplateError, ValueError, TypeError, RecursionError) as error:
+        except (TemplateError, ValueError, TypeError, RecursionError, ArithmeticError, LookupError) as error:
             reason = " ".join(str(error).split())
             raise InputError(
-                f"{self.tokenizer.name_or_path}: its chat template cannot be used ({reason}); take that of the model"
+                f"{self._name}: its chat template cannot be used ({reason}); take that of the model"
             ) from error
+        if len(rendered) > _MAX_RENDERED + sum(len(part.get("text", "")) for part in content):
+            raise InputError(f"{self._name}: its chat template writes {len(rendered):,} characters; take the model's")
         return rendered
+
+    def _check_ends(self) -> None:
+        """Refuses a tokenizer without an end of turn, or in which that, padding or the unknown stands for a picture."""
+        if None in self.end_of_turn:
+            raise InputError(f"{self._name}: its tokenizer names no eos_token; take that of the model")
+        used = (*self.end_of_turn, self.pad_id, self.tokenizer.unk_token_id)
+        if self._picture_id is not None and self._picture_id in used:
+            token = self.tokenizer.convert_ids_to_tokens(self._picture_id)
+            raise InputError(
+                f"{self._name}: its tokenizer ends or fills up rows, or writes the unknown, with {token!r}, which "
+                "stands for a picture; take that of the model"
+            )
 
     def _find_end_of_turn(self) -> tuple[int, ...]:
         """What the chat template writes behind an answer, up to the token at which generation stops."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -75,6 +77,7 @@ HEADERS: dict[str, tuple[tuple[Any, ...], str]] = {
     "a size beyond 2**64": (({"a": tensor(2**33, 2**33, offsets=(0, 8))}, bytes(8)), "overflow"),
     "nothing": ((b"",), "no whole safetensors file"),
 }  # fmt: skip
+TWICE = json.dumps({f"t{at:06d}": tensor(0, offsets=(0, 0)) for at in range(50_000)})[:-1].encode()
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 KERNEL = {"attn_implementation": "evil/kernel"}
 MANY_LAYERS = {"num_hidden_layers": 2_000, "layer_types": ["full_attention"] * 2_000}
@@ -112,6 +115,16 @@ def coded(name: str, **auto_map: Any) -> Change:
     return change
 
 
+def outside(folder: Path) -> None:
+    """A tokenizer that the settings take from beside the folder."""
+    shutil.copy(folder / "tokenizer.json", folder.parent / "tokenizer.4.0.0.json")
+    edited("tokenizer_config.json", fast_tokenizer_files=["../tokenizer.4.0.0.json"])(folder)
+
+
+def timm(**given: Any) -> Change:
+    return edited("config.json", vision_config={"model_type": "timm_wrapper", "architecture": "resnet10t"} | given)
+
+
 def pipe(name: str) -> Change:
     return without(name, lambda folder: os.mkfifo(folder / name))
 
@@ -136,25 +149,45 @@ MODELS: dict[str, tuple[Change, str]] = {
     "shards: absolute": (indexed({"a": "/etc/passwd"}), "'/etc/passwd' is no name"),
     "shards: pickled": (indexed({"a": "evil.bin"}, "evil.bin"), "'evil.bin' is no name"),
     "shards: a list": (indexed([1]), "has no weight_map"),
+    "shards: elsewhere, by the config": (edited("config.json", transformers_weights="evil.safetensors.index.json"),
+        "transformers_weights names other"),
+    "shards: of a distributed checkpoint": (
+        lambda folder: os.mkfifo(folder / "shard-00001-model-00001-of-00001.safetensors"), "distributed checkpoint"),
+    "weights: a tensor twice among many": (
+        header("model.safetensors", TWICE + b', "t049999": ' + ONE.encode() + b"}", bytes(8)), "'t049999' stands"),
+    "weights: a header of 90 MB": (
+        header("model.safetensors", {"__metadata__": {"a": "x" * 90_000_000}}), "header too large: 90,000,"),
+    "config: code of a part": (
+        within("config.json", "vision_config", auto_map={"AutoModel": "evil.Model"}), "auto_map names code"),
+    "config: timm's models on the hub": (timm(architecture="hf-hub:evil/model"), "architecture names code"),
+    "config: a pickle for timm": (timm(model_args={"checkpoint_path": "evil.bin"}), "checkpoint_path names"),
     "config: missing": (without("config.json"), "holds no model"),
-    "config: no JSON": (written("config.json", "{"), "no processor could be loaded"),
-    "config: a list": (written("config.json", "[]"), "no processor could be loaded"),
-    "config: no text": (written("config.json", b"\xff\xfe\x00"), "no processor could be loaded"),
-    "config: nested": (written("config.json", "[" * 100_000), "no processor could be loaded"),
+    "config: no JSON": (written("config.json", "{"), "config.json: it is no JSON"),
+    "config: a list": (written("config.json", "[]"), "config.json: it holds no JSON object"),
+    "config: no text": (written("config.json", b"\xff\xfe\x00"), "config.json: it is no JSON"),
+    "config: nested": (written("config.json", "[" * 100_000), "config.json: it is no JSON"),
     "config: an unknown model": (edited("config.json", model_type="evil"), "no model could be loaded"),
     "config: code of its own": (
         coded("config.json", AutoConfig="evil.Config", AutoModelForImageTextToText="evil.Model"), "custom code"),
     "config: a kernel of the hub": (within("config.json", "vision_config", **KERNEL), "names code to be fetched"),
     "config: kernels": (edited("config.json", kernel_config={"a": "evil/kernel"}), "names code to be fetched"),
     "config: 10**10 words": (within("config.json", "text_config", vocab_size=10**10), "no model could be loaded"),
+    "config: 10**9 layers": (
+        within("config.json", "text_config", num_hidden_layers=10**9, layer_types=None), "num_hidden_layers is 1,000,"),
+    "config: 10**9 labels": (edited("config.json", num_labels=10**9), "num_labels is 1,000,000,000"),
     "config: 2,000 layers": (
         within("config.json", "text_config", **MANY_LAYERS), "num_hidden_layers is 2000, and there are only"),
     "config: words below 0": (within("config.json", "text_config", vocab_size=-1), "no model could be loaded"),
     "config: a name as a number": (within("config.json", "text_config", vocab_size="many"), "no processor could be"),
     "config: a function": (within("config.json", "text_config", hidden_act="os.system"), "no model could be loaded"),
     "processor: missing": (without("processor_config.json"), "it has no processor and takes no pictures"),
-    "processor: a list": (written("processor_config.json", "[1]"), "no processor could be loaded"),
+    "processor: a list": (written("processor_config.json", "[1]"), "it holds no JSON object"),
     "processor: code of its own": (coded("processor_config.json", AutoProcessor="evil.Processor"), "custom code"),
+    "processor: a further model": (
+        edited("processor_config.json", audio_tokenizer={
+            "audio_tokenizer_class": "AutoModel", "audio_tokenizer_name_or_path": "evil/model"}), "audio_tokenizer"),
+    "processor: a further model's file": (written("audio_tokenizer_config.json", "{}"), "audio_tokenizer"),
+    "tokenizer: from elsewhere": (outside, "'../tokenizer.4.0.0.json' is no name"),
     "tokenizer: missing": (without("tokenizer.json"), "it has no tokenizer (tokenizer.json"),
     "tokenizer: no JSON": (written("tokenizer.json", "{"), "no processor could be loaded"),
     "tokenizer: empty": (written("tokenizer.json", "{}"), "no processor could be loaded"),
@@ -233,6 +266,22 @@ def test_a_wrong_adapter_is_refused(name: str, adapter: Path, tmp_path: Path, re
     code = 2 if "is gone" in name else 1
     assert words in refused("export", "--model", folder, "--out", tmp_path / "out", name=str(folder), code=code)
     sys.path[:] = path
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_of_a_part_is_not_asked_about(
+    architectures: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would ask on the terminal whether to run it, and any `yes |` before mulcot would say so."""
+    processor, model = architectures.build("llava")
+    for part in (processor, model):
+        part.save_pretrained(tmp_path / "wrong")
+    (tmp_path / "wrong" / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n")
+    inner = {"model_type": "align_text_model", "auto_map": {"AutoModel": "evil.M"}}
+    edited("config.json", vision_config=inner | {"_name_or_path": str(tmp_path / "wrong")})(tmp_path / "wrong")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    with pytest.raises(InputError, match="auto_map names code"):
+        load_model(str(tmp_path / "wrong"))
     assert not (tmp_path / "ran").exists()
 
 
