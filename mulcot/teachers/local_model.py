@@ -54,7 +54,7 @@ class LocalModel:
         self._settings = settings
         self._device = _device(settings.device)
         self._encoder = _load_encoder(settings)
-        self._model = _load_weights(settings, self._device)
+        self._model = _load_weights(settings, self._device, self._encoder)
         self._collator = RowCollator(self._encoder, form=row_form(self._model))
 
     def write(
@@ -191,7 +191,7 @@ def _limit_pixels(processor: Any, settings: LocalModelSettings) -> None:
     processor.image_processor.size = type(size)(shortest_edge=least, longest_edge=settings.max_pixels)
 
 
-def _load_weights(settings: LocalModelSettings, device: torch.device) -> nn.Module:
+def _load_weights(settings: LocalModelSettings, device: torch.device, encoder: RowEncoder) -> nn.Module:
     given = settings.pretrained
     try:
         model = load_model(
@@ -199,6 +199,7 @@ def _load_weights(settings: LocalModelSettings, device: torch.device) -> nn.Modu
             dtype=settings.dtype,
             attention=settings.attention,
             trust_remote_code=settings.trust_remote_code,
+            processor=encoder.processor,
         )
         return model.eval().to(device)
     except InputError:

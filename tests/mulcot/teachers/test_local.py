@@ -359,7 +359,14 @@ def test_what_is_no_vision_language_model_is_refused(talkative: Path, posts: lis
     mute = tmp_path / "mute"
     shutil.copytree(talkative, mute)
     (mute / "chat_template.jinja").unlink()
-    for folder, message in ((text_only, "takes no pictures"), (mute, "its chat template cannot be used")):
+    odd = Path(shutil.copytree(talkative, tmp_path / "odd"))
+    (odd / "config.json").write_text(json.dumps(json.loads((odd / "config.json").read_text()) | {"image_token_id": 9}))
+    refused = {
+        text_only: "takes no pictures",
+        mute: "its chat template cannot be used",
+        odd: "image_token_id is 9 in its config, and its processor's is",
+    }
+    for folder, message in refused.items():
         with pytest.raises(InputError, match=f"{folder.name}: .*{message}") as error:
             ask(teacher_of(folder), request_of(posts[0]))
         assert "\n" not in str(error.value)
