@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -127,6 +128,8 @@ class StageLauncher(_SubprocessScriptLauncher):
             time.sleep(_LOOK_SECONDS)
         rank, code = next((i, process.returncode) for i, process in enumerate(self._others, 1) if process.returncode)
         is_signal = code in map(exit_code, SIGNALS)
+        if is_signal and not self._interruptions.are_agreed and not self._is_leaving.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)  # that one alone was told
         if self._is_leaving.wait(_LEAVING_SECONDS if is_signal else _TELLING_SECONDS):
             return
         for process in self._others:

@@ -147,7 +147,11 @@ WAITS = "mulcot: error: process 1 of this stage ended with"
 
 
 def stage_of_two(
-    folder: Path, first: Callable[[StageLauncher], object], other: str, are_agreed: bool = False
+    folder: Path,
+    first: Callable[[StageLauncher], object],
+    other: str,
+    are_agreed: bool,
+    handler: str = "signal.SIG_DFL",
 ) -> tuple[int, str]:
     """Runs a first process, which begins when the other one has; its exit code, and what was said.
 
@@ -156,8 +160,10 @@ def stage_of_two(
         first: what the first process does; forked, for its imports take seconds.
         other: the program of the one that it starts.
         are_agreed: whether both know of a signal.
+        handler: what that one does with SIGTERM.
     """
-    (folder / "other.py").write_text(f"import os, signal, sys, time\nopen('begun', 'w').close()\n{other}\n")
+    begins = f"import os, signal, sys, time\nsignal.signal(signal.SIGTERM, {handler})\nopen('begun', 'w').close()"
+    (folder / "other.py").write_text(f"{begins}\n{other}\n")
     forked = os.fork()
     if not forked:
         code: Any = 1
@@ -199,20 +205,26 @@ def ends_itself(code: int, seconds: float = 0) -> Callable[[StageLauncher], obje
 
 
 def hangs(launcher: StageLauncher) -> None:
-    """As in a collective of a device."""
+    """As in a collective of a device, where signals wait."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(90)
+
+
+KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("other", "first", "code", "waits"),
+    ("other", "first", "are_agreed", "code", "waits"),
     [
-        ("sys.exit(143)", ends_itself(143, seconds=3), 143, False),  # it has more to write
-        ("sys.exit(143)", hangs, 143, True),
-        ("os.kill(os.getpid(), signal.SIGKILL)", hangs, 1, True),
-        ("sys.exit(2)", hangs, 1, True),
-        ("sys.exit(2)", ends_itself(3), 3, False),  # it tells of its own mistake
-        ("pass", lambda launcher: time.sleep(3), 0, False),
+        ("sys.exit(143)", ends_itself(143, seconds=3), True, 143, False),  # it has more to write
+        ("sys.exit(143)", hangs, True, 143, True),
+        ("sys.exit(143)", hangs, False, 143, True),
+        ("sys.exit(130)", lambda launcher: time.sleep(90), False, -signal.SIGTERM, False),  # it is told as well
+        (KILLED, hangs, False, 1, True),
+        ("sys.exit(2)", hangs, False, 1, True),
+        ("sys.exit(2)", ends_itself(3), False, 3, False),  # it tells of its own mistake
+        ("pass", lambda launcher: time.sleep(3), False, 0, False),
     ],
 )
 def test_when_another_process_has_left_this_one_has_its_say_and_does_not_wait_for_ever(
@@ -220,20 +232,29 @@ def test_when_another_process_has_left_this_one_has_its_say_and_does_not_wait_fo
     tmp_path: Path,
     other: str,
     first: Callable[[StageLauncher], object],
+    are_agreed: bool,
     code: int,
     waits: bool,
 ) -> None:
-    found, said = stage_of_two(tmp_path, first, other)
+    found, said = stage_of_two(tmp_path, first, other, are_agreed)
     assert (found, WAITS in said) == (code, waits), said
+
+
+DONE = "open('done', 'w').close()"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("are_agreed", "seconds", "is_done"),
-    [(True, 4, True), (True, 60, False), (False, 0.5, True), (False, 60, False)],
+    ("are_agreed", "handler", "seconds", "is_done"),
+    [
+        (True, "signal.SIG_DFL", 4, True),  # it may not be told again
+        (True, "signal.SIG_DFL", 60, False),
+        (False, f"lambda *_: sys.exit({DONE})", 60, True),
+        (False, "signal.SIG_IGN", 60, False),
+    ],
 )
 def test_others_may_leave_in_their_own_time(
-    clean: pytest.MonkeyPatch, tmp_path: Path, are_agreed: bool, seconds: float, is_done: bool
+    clean: pytest.MonkeyPatch, tmp_path: Path, are_agreed: bool, handler: str, seconds: float, is_done: bool
 ) -> None:
     """Lightning asks the launcher to kill them as soon as a signal has ended the first process."""
 
@@ -242,7 +263,7 @@ def test_others_may_leave_in_their_own_time(
         sys.exit(130)
 
     began = time.monotonic()
-    code, said = stage_of_two(tmp_path, first, f"time.sleep({seconds})\nopen('done', 'w').close()", are_agreed)
+    code, said = stage_of_two(tmp_path, first, f"time.sleep({seconds})\n{DONE}", are_agreed, handler)
     assert code == 130, said
     assert (tmp_path / "done").exists() == is_done
     assert time.monotonic() - began < 30
