@@ -820,7 +820,7 @@ def test_a_huge_picture_is_not_decoded(
     started = time.perf_counter()
     with pytest.raises(InputError, match=r"huge\.jpg: it has far more than 50000000 pixels; make the picture smaller"):
         open_picture(path)
-    assert time.perf_counter() - started < 1
+    assert time.perf_counter() - started < 5
     assert tracemalloc.get_traced_memory()[1] < 2_000_000
     tracemalloc.stop()
 

