@@ -63,8 +63,6 @@ class StageLauncher(_SubprocessScriptLauncher):
     ) -> None:
         super().__init__(cluster_environment, num_processes, num_nodes)
         self._interruptions = interruptions
-        self._is_leaving = threading.Event()
-
         self._others: list[subprocess.Popen[bytes]] = []
         self._is_leaving = threading.Event()
 

@@ -114,7 +114,7 @@ def load_model(
     if rows is not None and rows != head_rows(model):
         base_model(model).resize_token_embeddings(rows, mean_resizing=False)
     if processor is not None:
-        check_belongs(base_model(model), processor, find_model(given).name)
+        check_belongs(base_model(model), processor, source.name)
     if freeze_vision:
         for parameter in vision_parameters(base_model(model)):
             parameter.requires_grad_(False)
